@@ -1,0 +1,247 @@
+"""What every data set implements, and how its rows become batches.
+
+The batch number is the whole state of the loader: batch g holds positions g*B .. (g+1)*B of an endless
+stream, epoch e of that stream is a permutation of the rows that depends on (seed, e) alone, and a row's
+augmentation depends on (seed, e, row). So resuming needs one integer, and the number of workers, which may be
+0, never changes what a batch holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from condgen import rng
+from condgen.errors import DataError
+from condgen.types import Batch, Boxes, Condition, ConditionSpec, Frames, Image, Keypoints, Sample, TargetSpec, Text
+
+MAX_REPLACEMENTS = 100  # tries to find a good row in place of a bad one
+MAX_BAD_SHARE = 0.01
+MAX_BAD_ROWS = 100
+
+
+class RowDataset(ABC):
+    """A data set with random access to rows. The file `data/<name>.py` holds one subclass.
+
+    The constructor is keyword-only; its signature is the schema of `data.*` in the configuration. Every
+    subclass takes `root`, `size` and `split` ("train", "val" or "test"), plus what its layout needs.
+
+    provides      the condition fields every row may carry; text widths are filled in by the text encoder
+    target        what is generated
+    attribution   the licence line that pictures and reports made from it must carry, or ""
+    """
+
+    provides: ConditionSpec
+    target: TargetSpec
+    attribution: ClassVar[str] = ""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows of this split."""
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """A stable, unique id of row `index`."""
+
+    @abstractmethod
+    def sample(self, index: int, random: torch.Generator | None) -> Sample:
+        """Row `index`. `random` drives augmentation; None = the row as it is, for scores.
+
+        Raises DataError (with the reason) for a row that cannot be used; the loader then quarantines it.
+        """
+
+    def captions(self) -> list[str]:
+        """Every distinct caption that `sample` can return, so that they are embedded once."""
+        return []
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the manifest: changes when the data change."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.key(index).encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def collate(samples: Sequence[Sample], spec: ConditionSpec) -> Batch:
+    """Stacks samples; pads boxes to spec.boxes.max_boxes; a field that a row lacks is null and not present.
+
+    Only the fields of `spec` become part of the condition. Raises DataError naming the row.
+    """
+    condition: dict[str, Any] = {}
+    present: dict[str, Tensor] = {}
+
+    def column(name: str, field: str) -> list[Any]:
+        values = [getattr(s, name) for s in samples]
+        if any(v is None for v in values):
+            present[field] = torch.tensor([v is not None for v in values])
+        return values
+
+    if spec.label is not None:
+        labels = column("label", "label")
+        for s in samples:
+            if s.label is not None and not (isinstance(s.label, int) and 0 <= s.label < spec.label.num_classes):
+                raise DataError(f"row {s.key}: label {s.label!r} must be an integer in 0..{spec.label.num_classes - 1}")
+        condition["label"] = torch.tensor([-1 if v is None else v for v in labels], dtype=torch.int64)
+    if spec.text is not None:
+        condition["text"] = Text(strings=tuple(v or "" for v in column("caption", "text")))
+    if spec.boxes is not None:
+        column("boxes", "boxes")
+        condition["boxes"] = _pad_boxes(samples, spec.boxes.max_boxes, spec.boxes.num_classes > 0)
+    if spec.keypoints is not None:
+        points = spec.keypoints.num_points
+        values = column("keypoints", "keypoints")
+        visible = [s.visible for s in samples]
+        condition["keypoints"] = Keypoints(
+            torch.stack([torch.zeros(points, 2) if v is None else v for v in values]),
+            torch.stack([torch.zeros(points, dtype=torch.bool) if v is None else v for v in visible]),
+        )
+    if spec.image is not None:
+        pixels = _stack(samples, column("image", "image"), "image")
+        masks = [s.image_mask for s in samples]
+        condition["image"] = Image(pixels, _stack(samples, masks, "image_mask") if spec.image.mask else None)
+    if spec.frames is not None:
+        values = column("frames", "frames")
+        pixels = _stack(samples, values, "frames")
+        given = torch.tensor([v is not None for v in values])[:, None].expand(-1, pixels.shape[1])
+        actions = _stack(samples, [s.actions for s in samples], "actions") if spec.frames.actions else None
+        condition["frames"] = Frames(pixels, given.clone(), actions)
+    target = _stack(samples, [s.target for s in samples], "target")
+    names = samples[0].truth.keys()
+    truth = {name: torch.stack([s.truth[name] for s in samples]) for name in names}
+    return Batch(target, Condition(**condition, present=present), tuple(s.key for s in samples), truth)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that could not be used, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the loader yields: a batch and the rows that were replaced while making it."""
+
+    batch: Batch
+    quarantined: tuple[Quarantined, ...] = ()
+
+    def pin_memory(self) -> Loaded:
+        return replace(self, batch=self.batch.pin_memory())
+
+
+class BatchDataset(Dataset[Loaded]):
+    """Batch g of rank r: rows of the global batch, a function of (seed, g) alone.
+
+    Row order inside the global batch does not depend on the number of processes: rank r of W holds rows
+    r*B .. (r+1)*B of the W*B rows of global batch g.
+    """
+
+    def __init__(
+        self, data: RowDataset, spec: ConditionSpec, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if len(data) == 0:
+            raise DataError("the data set is empty; check data.root and the split, or run `condgen check-data`")
+        self.data, self.spec, self.batch_size, self.seed = data, spec, batch_size, seed
+        self.rank, self.world = rank, world
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def row(self, position: int) -> tuple[int, int]:
+        """(epoch, row index) at a position of the endless stream."""
+        epoch, at = divmod(position, len(self.data))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, rng.permutation(len(self.data), self.seed, "epoch", epoch)
+        return epoch, int(self._order[at])
+
+    def __getitem__(self, number: int) -> Loaded:
+        start = (number * self.world + self.rank) * self.batch_size
+        samples, bad = [], []
+        for position in range(start, start + self.batch_size):
+            sample, skipped = self._good(position)
+            samples.append(sample)
+            bad.extend(skipped)
+        return Loaded(collate(samples, self.spec), tuple(bad))
+
+    def _good(self, position: int) -> tuple[Sample, list[Quarantined]]:
+        """The row at `position`, or the next usable one of the permutation: deterministic, so resume stays exact."""
+        bad: list[Quarantined] = []
+        for step in range(MAX_REPLACEMENTS):
+            epoch, index = self.row(position + step)
+            try:
+                random = rng.generator(self.seed, "augment", epoch, index)
+                sample = self.data.sample(index, random)
+                return sample, bad
+            except DataError as error:
+                bad.append(Quarantined(self.data.key(index), str(error)))
+        reasons = "; ".join(dict.fromkeys(q.reason for q in bad[:3]))
+        raise DataError(f"{MAX_REPLACEMENTS} rows in a row could not be read ({reasons}). Run `condgen check-data`")
+
+
+class Counter:
+    """The batch numbers start, start+1, ... that the DataLoader hands to its workers."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def batches(
+    data: BatchDataset, *, start: int, stop: int, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Loaded]:
+    """A DataLoader over batch numbers start..stop in order, whatever the number of workers."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=Counter(start, stop),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=False,
+        # the loader draws a seed for its workers from the global generator when none is given
+        generator=rng.generator(data.seed, "loader"),
+    )
+
+
+def too_many_bad(bad: int, rows: int) -> bool:
+    """More than 1 % of the rows or 100 rows, whichever is larger."""
+    return bad > max(MAX_BAD_ROWS, MAX_BAD_SHARE * rows) or bad >= rows
+
+
+def _stack(samples: Sequence[Sample], values: Sequence[Tensor | None], name: str) -> Tensor:
+    model = next((v for v in values if v is not None), None)
+    if model is None:
+        raise DataError(f"no row of this batch has {name}; the data set says that it provides it")
+    for sample, value in zip(samples, values, strict=True):
+        if value is not None and value.shape != model.shape:
+            raise DataError(
+                f"row {sample.key}: {name} has shape {tuple(value.shape)} where others have {tuple(model.shape)}"
+            )
+    return torch.stack([torch.zeros_like(model) if v is None else v for v in values])
+
+
+def _pad_boxes(samples: Sequence[Sample], most: int, labelled: bool) -> Boxes:
+    xyxy = torch.zeros(len(samples), most, 4)
+    valid = torch.zeros(len(samples), most, dtype=torch.bool)
+    label = torch.zeros(len(samples), most, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        if sample.boxes is None or len(sample.boxes) == 0:
+            continue
+        count = min(len(sample.boxes), most)
+        xyxy[row, :count] = sample.boxes[:count]
+        valid[row, :count] = True
+        if sample.box_labels is not None:
+            label[row, :count] = sample.box_labels[:count]
+    return Boxes(xyxy, valid, label if labelled else None)

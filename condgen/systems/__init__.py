@@ -1,0 +1,1 @@
+"""One file per generator family. `condgen.registry` finds them by file name."""

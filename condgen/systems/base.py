@@ -1,0 +1,105 @@
+"""What every generator family implements: `System`, and `Phase` for what is optimised and in which order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from condgen.rng import Random, StepRandom
+from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
+
+Losses = dict[str, Tensor]
+LossMethod = Callable[[Batch, StepRandom], Losses | None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser and the loss it minimises.
+
+    name      "discriminator", "generator", "nll", ...; also the key of its options: `optim.<name>.lr`
+    loss      bound method (batch, random) -> {"loss": scalar, other scalars are only logged}, or None to skip
+    trains    names of the submodules whose parameters it updates; phases train disjoint parameters
+    every     runs at steps where step % every == 0
+    repeats   updates per step, each after the first on a fresh batch (WGAN critics)
+    start, stop   first step and first step no longer (None = never stops)
+    """
+
+    name: str
+    loss: LossMethod
+    trains: tuple[str, ...]
+    every: int = 1
+    repeats: int = 1
+    start: int = 0
+    stop: int | None = None
+
+    def due(self, step: int) -> bool:
+        return self.start <= step and (self.stop is None or step < self.stop) and (step - self.start) % self.every == 0
+
+
+class System(nn.Module, ABC):
+    """A generator with its critics, losses and sampler.
+
+    The constructor is keyword-only, flat and typed: its signature is the schema of `system.*` in the
+    configuration. `condition` and `target` are given by the framework. State that changes lives in buffers.
+    """
+
+    consumes: ClassVar[tuple[str, ...]] = ("vector",)
+    """Forms it can take: of "vector", "map", "sequence", "temporal"."""
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Condition fields it cannot work without."""
+
+    generates: ClassVar[tuple[str, ...]] = ()
+    """Submodules that sampling needs: what EMA averages and what is exported. () = the whole system."""
+
+    def __init__(self, *, condition: ConditionSpec, target: TargetSpec) -> None:
+        super().__init__()
+        self.condition_spec = condition
+        self.target_spec = target
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """What is optimised, in order; called once."""
+
+    @abstractmethod
+    def sample(self, condition: Condition, *, random: Random) -> Tensor:
+        """One output per row of `condition` (and of `random`), target-shaped, float in [-1, 1].
+
+        For an unconditional system the condition is empty and `random.rows` says how many to draw.
+        Runs under no_grad in eval mode. Subclasses may add keyword options with defaults.
+        """
+
+    def shared(self, batch: Batch, random: StepRandom) -> Any:
+        """Work that several phases of one step share (a generated batch), computed once; see Batch.shared."""
+        return None
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Exact or bounded log-likelihood; `likelihood` is "exact", "lower bound", ..."""
+
+    likelihood: ClassVar[str]
+
+    def log_prob(self, target: Tensor, condition: Condition) -> Tensor:
+        """(B,) nats per row."""
+        ...
+
+
+@runtime_checkable
+class HasLatent(Protocol):
+    """An encoder from pixels to the noise that would have made them (style transfer, interpolation)."""
+
+    def encode(self, target: Tensor, condition: Condition) -> Tensor: ...
+
+    def decode(self, latent: Tensor, condition: Condition) -> Tensor: ...
+
+
+@runtime_checkable
+class HasRefine(Protocol):
+    """Test-time improvement of a sample under its condition (PPGN and relatives)."""
+
+    def refine(self, sample: Tensor, condition: Condition, *, random: Random) -> Tensor: ...
