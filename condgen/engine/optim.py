@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from torch import nn
 from condgen import registry
 from condgen.errors import ConfigError
 
-OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
-SCHEDULES = ("constant", "linear", "cosine", "step")
+OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
+ScheduleName = Literal["constant", "linear", "cosine", "step"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OptimOptions:
     decay_factor    of schedule=step, in (0, 1]
     """
 
-    name: str = "adam"
+    name: OptimizerName = "adam"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     eps: float = 1e-8
@@ -43,17 +43,19 @@ class OptimOptions:
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    schedule: str = "constant"
+    schedule: ScheduleName = "constant"
     warmup: int = 0
     decay_start: int = 0
     decay_every: int = 0
     decay_factor: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ConfigError(registry.unknown("optimiser", self.name, list(OPTIMIZERS)))
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(registry.unknown("schedule", self.schedule, list(SCHEDULES)))
+        for what, given, kinds in (
+            ("optimiser", self.name, OptimizerName),
+            ("schedule", self.schedule, ScheduleName),
+        ):
+            if given not in get_args(kinds):
+                raise ConfigError(registry.unknown(what, str(given), list(get_args(kinds))))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; give two numbers in [0, 1), such as [0.5, 0.999]")
         object.__setattr__(self, "betas", tuple(self.betas))  # yaml gives a list

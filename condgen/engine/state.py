@@ -112,10 +112,14 @@ def load_optimizer(
         optimizer.state[parameter] = restored
 
 
+def digest(data: bytes) -> str:
+    """A short hash of bytes."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """A short hash of each tensor's bytes."""
-    out = {}
-    for name, value in tensors.items():
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        out[name] = hashlib.blake2b(raw.tobytes(), digest_size=8).hexdigest()
-    return out
+    """A short hash of each tensor's values."""
+    return {
+        name: digest(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, value in tensors.items()
+    }

@@ -80,7 +80,7 @@ class World:
         chosen = torch.device(state.device)
         if chosen.type == "cpu":
             torch.set_flush_denormal(True)  # a saturated critic makes denormals: up to 15x slower
-        control = dist.new_group(backend="gloo", timeout=wait) if state.num_processes > 1 else None
+        control: Any = dist.new_group(backend="gloo", timeout=wait) if state.num_processes > 1 else None
         torch.manual_seed(rng.derive(seed, "start"))
         return World(
             device=chosen,
@@ -212,8 +212,8 @@ class World:
         """Overwrites each tensor by rank 0's."""
         if self.world > 1:
             for value in tensors.values():
-                sent = value.detach().contiguous()
-                dist.broadcast(sent, src=0)
+                sent = value.detach().clone(memory_format=torch.contiguous_format)
+                dist.broadcast(sent.view(-1).view(torch.uint8), src=0)  # bytes: gloo does not know every dtype
                 value.copy_(sent)
 
     @torch.no_grad()
