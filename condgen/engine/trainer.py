@@ -85,14 +85,14 @@ class Trainer:
         self.run, self.log, self.hooks = run, log, tuple(hooks)
         self.store = store if store is not None else CheckpointStore(run.checkpoints)
         self.phases = list(system.phases())
+        parameters = owned(system, self.phases)
         chosen = options_for(self.phases, optim)
         self._place_system()
-        parameters = owned(system, self.phases)
         self.runners = [Runner(system, p, parameters[p.name], chosen[p.name], options, world) for p in self.phases]
         self.ema = Ema(system, system.generates, options.ema_decay)
         self._shares = type(system).shared is not System.shared
         self._latest: dict[str, Tensor | float] = {}  # newest scalars of every phase, for the log
-        self._skips = 0
+        self._skips: dict[str, int] = {}  # phase -> updates refused in a row
         self._bad_rows: set[str] = set()
         self._saved: int | None = None
 
@@ -149,7 +149,7 @@ class Trainer:
             return 0
         kept = snapshot.restore(resume)
         self._latest = {name: float(value) for name, value in kept["latest"].items()}
-        self._skips = int(kept["skips"])
+        self._skips = dict(kept["skips"])
         if self.world.is_main:
             self.store.rewind(resume.step)
         self.log.rewind(resume.step)
@@ -220,7 +220,7 @@ class Trainer:
                 if result.status == "updated":
                     name = runner.phase.name
                     self._latest.update((f"{name}/{key}", value) for key, value in result.values.items())
-                    self._skips = 0
+                    self._skips.pop(name, None)
                 elif result.status == "nonfinite":
                     self._refused(runner, data, repeat, result)
                     finite = False
@@ -261,11 +261,12 @@ class Trainer:
 
     def _refused(self, runner: Runner, data: StepData, repeat: int, result: Result) -> None:
         """Writes the crash file and raises, or counts the skipped update."""
-        self._skips += 1
+        phase = runner.phase.name
+        self._skips[phase] = count = self._skips.get(phase, 0) + 1
         error = not_finite(runner, data, repeat, result, self.run)
-        if self.options.on_nonfinite == "raise" or self._skips >= SKIPS_IN_A_ROW:
+        if self.options.on_nonfinite == "raise" or count >= SKIPS_IN_A_ROW:
             raise error
-        logger.warning("skipped an update (%d in a row): %s", self._skips, error)
+        logger.warning("skipped an update (%d in a row): %s", count, error)
 
     # log, hooks, checkpoints
 
