@@ -498,7 +498,9 @@ def test_a_checkpoint_that_does_not_fit_is_explained(tmp_path, caplog):
     renamed = make_system()
     renamed.phases = lambda: [dataclasses.replace(p, name=p.name[:4]) for p in ToyGan.phases(renamed)]
     with pytest.raises(CheckpointError, match="knows no phase 'disc'"):
-        make_trainer(tmp_path / "renamed", renamed, optim={"default": OptimOptions()}).train(checkpoint, stop=StopAfter(99))
+        make_trainer(tmp_path / "renamed", renamed, optim={"default": OptimOptions()}).train(
+            checkpoint, stop=StopAfter(99)
+        )
     with caplog.at_level("WARNING", "condgen"):
         make_trainer(tmp_path / "other", seed=4, batch_size=5).train(checkpoint, stop=StopAfter(99))
     assert "not bit-exact" in caplog.text and "seed 3 -> 4; batch_size 4 -> 5" in caplog.text
