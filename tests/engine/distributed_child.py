@@ -23,8 +23,8 @@ SGD = {"default": OptimOptions(name="sgd", lr=0.05, momentum=0.9)}
 def match(folder, world, kind):
     """Training whose end must equal that of one process with the double batch: noise, rows, batch norm, gradients."""
     trainer = make_trainer(
-        folder, make_system(kind, dropout=0.0), world=world, optim=SGD, steps=4, accumulate=1 if kind is ToyShared else 2,
-        condition_drop=0.3, log_every=1,
+        folder, make_system(kind, dropout=0.0), world=world, optim=SGD, steps=4, condition_drop=0.3, log_every=1,
+        accumulate=1 if kind is ToyShared else 2,
     )  # fmt: skip
     trainer.train(stop=StopAfter(99))
     found = everything(trainer)
