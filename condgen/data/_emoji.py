@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 
 import numpy as np
+
+from condgen.data.decode import decode_image
 
 TONES = {
     "1F3FB": "light skin tone",
@@ -144,13 +145,11 @@ def without_layers(source: str, ids: Sequence[str]) -> str:
 
 def _raster(source: str, size: int) -> np.ndarray:
     """uint8 (size, size, 4), straight alpha."""
-    import PIL.Image
     import resvg_py
 
     # system fonts are slow to load and would make pixels depend on the machine; no icon holds text
     png = resvg_py.svg_to_bytes(svg_string=source, width=size, height=size, skip_system_fonts=True)
-    with PIL.Image.open(io.BytesIO(bytes(png)), formats=("PNG",)) as image:
-        return np.asarray(image.convert("RGBA"))
+    return decode_image(bytes(png), channels=4).permute(1, 2, 0).numpy()
 
 
 def _key(code: str) -> str:
