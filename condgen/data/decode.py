@@ -57,7 +57,7 @@ def read_header(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         width, height = image.size
         # getexif of a PNG decodes its pixels, to find a block after them; only one before them counts here
         turned = not (image.format == "PNG" and "exif" not in image.info) and _orientation(image.getexif) >= 5
-        grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+        grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") or "LA;16B" in _raw_modes(image)
         return Header(*((height, width) if turned else (width, height)), 1 if grey else 3, _is_deep(image))
 
 
@@ -160,7 +160,11 @@ def _is_deep(image: PIL.Image.Image) -> bool:
     if image.mode.startswith("I") or image.mode == "F":
         return True
     # Pillow opens 16-bit colour PNG as 8-bit; only the raw mode of its tile still shows what the file holds
-    return image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return image.format == "PNG" and any("16" in mode for mode in _raw_modes(image))
+
+
+def _raw_modes(image: PIL.Image.Image) -> list[str]:
+    return [str(tile[3]) for tile in getattr(image, "tile", ())]
 
 
 def _shallow(image: PIL.Image.Image) -> np.ndarray:

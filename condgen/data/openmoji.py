@@ -7,21 +7,18 @@ drawing (image) and past frames. The artwork is CC BY-SA 4.0; `OpenMoji.attribut
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from condgen import registry, rng
 from condgen.data import _emoji
 from condgen.data._emoji import Icon
+from condgen.data._placement import POINTS, Place, bounce, ink_bounds, measure, paste, pick, resize, room
 from condgen.data.base import RowDataset
 from condgen.data.cache import CachedArray
 from condgen.errors import ConfigError
@@ -37,22 +34,9 @@ from condgen.types import (
     TextSpec,
 )
 
-POINTS = ("top", "bottom", "left", "right", "centre")
-INK = 32  # alpha from which a pixel counts as ink: thin lines of small icons never reach full cover
 SMALLEST = 0.35  # of the frame, for placement="random"
 CLIP_SCALES = (0.35, 0.6)
-MAX_SPEED = 0.08  # of the frame, per frame
 FORMAT = 1  # of the rendered cache; raise it when render() changes
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the icon's frame lies in the picture: `edge` pixels wide, its corner at (left, top)."""
-
-    edge: int
-    left: int
-    top: int
-    flip: bool = False
 
 
 class OpenMoji(RowDataset):
@@ -171,8 +155,8 @@ class OpenMoji(RowDataset):
         if self.frames:
             return self._clip(index, random)
         place = self._place(index, random)
-        art = _resize(self._icon(index), place)
-        layers = _paste(art, place, self.size)
+        art = resize(self._icon(index), place)
+        layers = paste(art, place, self.size)
         target = self._composite(layers, self._backdrop(index, random))
         line = layers[4:].expand(self.line_channels, -1, -1)
         return self._row(index, target, layers[3:4], image=line.contiguous())
@@ -199,14 +183,14 @@ class OpenMoji(RowDataset):
         scale, x, y, dx, dy, mirror = torch.rand(6, generator=generator).tolist()
         low, high = CLIP_SCALES
         edge = max(1, round(self.size * (low + (high - low) * scale)))
-        art = _resize(self._icon(index), Place(edge, 0, 0, flip=self.flip and random is not None and mirror < 0.5))
-        backdrop = self._backdrop(index, random, moving=True)
+        art = resize(self._icon(index), Place(edge, 0, 0, flip=self.flip and random is not None and mirror < 0.5))
+        backdrop = self._backdrop(index, random)
         (left0, left1), (top0, top1) = self._room(index, edge)
         alphas, pictures = [], []
         for t in range(self.past + self.frames):
-            left = _bounce(x, dx, left0, left1, t, self.size)
-            top = _bounce(y, dy, top0, top1, t, self.size)
-            layers = _paste(art, Place(edge, left, top), self.size)
+            left = bounce(x, dx, left0, left1, t, self.size)
+            top = bounce(y, dy, top0, top1, t, self.size)
+            layers = paste(art, Place(edge, left, top), self.size)
             pictures.append(self._composite(layers, backdrop))
             alphas.append(layers[3:4])
         clip, alpha = torch.stack(pictures), torch.stack(alphas)
@@ -232,7 +216,7 @@ class OpenMoji(RowDataset):
         if self.placement == "random":
             edge = max(1, round(self.size * (SMALLEST + (1 - SMALLEST) * scale)))
             (left0, left1), (top0, top1) = self._room(index, edge, flip)
-            return Place(edge, _pick(left0, left1, x), _pick(top0, top1, y), flip)
+            return Place(edge, pick(left0, left1, x), pick(top0, top1, y), flip)
         edge = max(1, round(self.size * (1 + self.jitter * (2 * scale - 1))))
         middle, reach = (self.size - edge) / 2, self.size * self.jitter
         (left0, left1), (top0, top1) = self._room(index, edge, flip)
@@ -243,17 +227,10 @@ class OpenMoji(RowDataset):
     def _room(self, index: int, edge: int, flip: bool = False) -> tuple[tuple[int, int], tuple[int, int]]:
         """Ranges of (left, top) that keep all ink inside the picture, at this width of the icon's frame."""
         if index not in self._ink:
-            self._ink[index] = _bounds(self._icon(index)[3].numpy(), 1)
-        x0, y0, x1, y1 = self._ink[index]
-        if flip:
-            x0, x1 = self.size - x1, self.size - x0
-        ratio = edge / self.size
-        return (
-            (-int(x0 * ratio), self.size - math.ceil(x1 * ratio)),
-            (-int(y0 * ratio), self.size - math.ceil(y1 * ratio)),
-        )
+            self._ink[index] = ink_bounds(self._icon(index)[3].numpy(), 1)
+        return room(self._ink[index], self.size, edge, flip)
 
-    def _backdrop(self, index: int, random: torch.Generator | None, moving: bool = False) -> Tensor | None:
+    def _backdrop(self, index: int, random: torch.Generator | None) -> Tensor | None:
         """uint8 (3, H, W), or None for white."""
         if self.background == "white":
             return None
@@ -274,81 +251,6 @@ class OpenMoji(RowDataset):
             return layers[:3] + rest
         behind = backdrop.to(torch.int32) * rest
         return layers[:3] + ((behind + 127) // 255).to(torch.uint8)
-
-
-# geometry of one picture
-
-
-def measure(alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Ink of uint8 (H, W) -> box (1, 4) xyxy at the ink's pixel edges, points (5, 2) in the order of POINTS.
-
-    All in [0, 1]. The box is exact: it holds every ink pixel and no empty row or column.
-    """
-    grid = alpha.numpy()
-    height, width = grid.shape
-    x0, y0, x1, y1 = _bounds(grid, INK)
-    ink = grid[y0:y1, x0:x1] >= INK if grid[y0:y1, x0:x1].max() >= INK else grid[y0:y1, x0:x1] > 0
-    across, down = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
-    mass = max(int(ink.sum()), 1)
-    points = np.array(
-        [
-            (across[ink[0]].mean(), down[0]),
-            (across[ink[-1]].mean(), down[-1]),
-            (across[0], down[ink[:, 0]].mean()),
-            (across[-1], down[ink[:, -1]].mean()),
-            (across @ ink.sum(0) / mass, down @ ink.sum(1) / mass),
-        ],
-        np.float32,
-    )
-    scale = np.array((width, height), np.float32)
-    box = np.array([[x0, y0, x1, y1]], np.float32) / np.concatenate([scale, scale])
-    return torch.from_numpy(box), torch.from_numpy(points / scale)
-
-
-def _bounds(grid: np.ndarray, threshold: int) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 in pixels of what reaches the threshold; of anything visible where nothing does."""
-    for level in (threshold, 1):
-        ink = grid >= level
-        columns, rows = np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
-        if len(columns):
-            return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    return 0, 0, grid.shape[1], grid.shape[0]
-
-
-def _resize(icon: Tensor, place: Place) -> Tensor:
-    if place.flip:
-        icon = icon.flip(-1)
-    if icon.shape[-1] == place.edge:
-        return icon
-    art = F.interpolate(icon[None], size=(place.edge, place.edge), mode="bilinear", antialias=True)[0]
-    torch.minimum(art[:3], art[3:4], out=art[:3])  # rounding must not lift a colour above its alpha
-    return art
-
-
-def _paste(art: Tensor, place: Place, size: int) -> Tensor:
-    """uint8 (5, size, size): the art at its place, cut at the frame; transparent with white lines elsewhere."""
-    if place.edge == size and place.left == place.top == 0:
-        return art
-    out = torch.zeros(5, size, size, dtype=torch.uint8)
-    out[4] = 255
-    x0, y0 = max(place.left, 0), max(place.top, 0)
-    x1, y1 = min(place.left + place.edge, size), min(place.top + place.edge, size)
-    if x1 > x0 and y1 > y0:
-        out[:, y0:y1, x0:x1] = art[:, y0 - place.top : y1 - place.top, x0 - place.left : x1 - place.left]
-    return out
-
-
-def _pick(low: int, high: int, share: float) -> int:
-    return low + min(int(share * (high - low + 1)), high - low) if high > low else low
-
-
-def _bounce(start: float, speed: float, low: int, high: int, t: int, size: int) -> int:
-    """Position at frame t of something that starts at a share of [low, high] and is reflected at both ends."""
-    reach = max(high - low, 0)
-    if reach == 0:
-        return low
-    run = start * reach + (2 * speed - 1) * MAX_SPEED * size * t
-    return low + round(reach - abs(run % (2 * reach) - reach))
 
 
 # choosing and naming rows
