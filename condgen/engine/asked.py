@@ -97,7 +97,7 @@ class AskedCell:
             for radius, fill in ((4.2 * unit, "#ffffff"), (3.0 * unit, colour)):
                 cx, cy = x * layer.width, y * layer.height
                 draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=fill)
-        layer = layer.resize(picture.size, Image.Resampling.LANCZOS)
+        layer = layer.resize(picture.size, Image.Resampling.BOX)
         return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
     def draw_text(self, draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, height: int, font: Font) -> None:

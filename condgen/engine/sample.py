@@ -85,7 +85,7 @@ def sample_chunks(
         with sampling(system, precision, stray=derive(seed, "stray", start)) as device:
             random = RowRandom(seed, ids[rows], device=device)
             pixels = system.sample(part.to(device), random=random, **options)
-        yield rows, _checked(pixels, (rows.stop - start, *system.target_spec.shape))
+        yield rows, checked(pixels, (rows.stop - start, *system.target_spec.shape))
 
 
 @contextmanager
@@ -121,7 +121,8 @@ def device_of_module(system: nn.Module) -> torch.device:
     return next((t.device for t in chain(system.parameters(), system.buffers())), torch.device("cpu"))
 
 
-def _checked(pixels: Tensor, expected: tuple[int, ...]) -> Tensor:
+def checked(pixels: Tensor, expected: tuple[int, ...]) -> Tensor:
+    """float32 on the CPU. Raises ShapeError for another shape and DivergedError for NaN or inf."""
     if tuple(pixels.shape) != expected:
         raise ShapeError(f"the system sampled shape {tuple(pixels.shape)}; its target asks for {expected}")
     out = pixels.float().cpu()
@@ -143,7 +144,7 @@ def sample_over(
     Rank r samples ids[r::world]. All ranks must call it with the same arguments, also those that get no row.
     """
     mine = list(rows_of_rank(len(ids), world.rank, world.world))
-    part = condition.index(mine) if len(condition) else condition
+    part = condition.index(torch.tensor(mine, dtype=torch.int64)) if len(condition) else condition
     pixels = sample_rows(system, part, seed=seed, ids=[ids[i] for i in mine], **options)
     per_rank = -(-len(ids) // world.world)
     padded = torch.zeros(per_rank, *system.target_spec.shape)  # collectives need equal sizes
