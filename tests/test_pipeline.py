@@ -300,7 +300,7 @@ def test_rows_of_every_field(make):
         ({"keypoints": [(0, 0)]}, "takes 2 .left eye, right eye"),
         ({"keypoints": [(0, 2), None]}, r"\[0, 1\]"),
         ({"keypoints": {"left eye": (0, 0, 1)}}, "3 numbers"),
-        ({"image": "no/such.png"}, "no picture at"),
+        ({"image": "no/such.png"}, "the file is missing"),
         ({"image": 7}, "cannot be read from int"),
         ({"image": torch.full((3, 8, 8), 200.0)}, r"\[-1, 1\]"),
         ({"image": torch.full((3, 8, 8), torch.nan)}, r"\[-1, 1\]"),

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from condgen import __version__, registry
+from condgen.engine.disk import replace_file, sync_folder, write_file
 from condgen.errors import CheckpointError, CondgenError
 from condgen.systems.base import System
 from condgen.types import ConditionSpec, TargetSpec
@@ -130,14 +131,24 @@ def _check_sizes(condition: ConditionSpec, target: TargetSpec, source: str) -> N
 # writing
 
 
-def exported(system: System) -> dict[str, Tensor]:
+class Exportable(Protocol):
+    """What exporting needs of a system, and of a network that makes no pictures, such as an encoder."""
+
+    generates: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+def exported(system: Exportable) -> dict[str, Tensor]:
     """The tensors that sampling needs, named as in the system's state_dict: `System.generates`, or all."""
     state = system.state_dict()
     names = system.generates
     return {k: t for k, t in state.items() if not names or any(k == n or k.startswith(f"{n}.") for n in names)}
 
 
-def write_export(folder: Path | str, system: System, ema_tensors: Mapping[str, Tensor], manifest: ExportInfo) -> Path:
+def write_export(
+    folder: Path | str, system: Exportable, ema_tensors: Mapping[str, Tensor], manifest: ExportInfo
+) -> Path:
     """Writes the folder as a whole or not at all; an older export there is replaced.
 
     ema_tensors   averaged weights under the system's names; what they lack is taken from the system itself
@@ -172,12 +183,12 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         temp.mkdir()
         for name, content in files.items():
-            write_synced(temp / name, content)
-        _sync_folder(temp)
+            write_file(temp / name, content)
+        sync_folder(temp)
         if folder.exists():
             os.rename(folder, old)
         os.rename(temp, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
@@ -187,28 +198,10 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes and flushes to disk; the umask decides the mode."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_info(path: Path | str, info: ExportInfo) -> Path:
     """Describes a system without its weights: `RUN/system.json`, so that a run can be sampled before it is exported."""
     path = Path(path)
-    temp = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    write_synced(temp, (json.dumps({"format": FORMAT, **info.to_dict()}, indent=2) + "\n").encode())
-    os.replace(temp, path)
+    replace_file(path, (json.dumps({"format": FORMAT, **info.to_dict()}, indent=2) + "\n").encode())
     return path
 
 

@@ -6,24 +6,23 @@ field open, where the system was trained for it.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image as PilImage
+from PIL import ImageOps
 from torch import Tensor
 
+from condgen.data.decode import decode_image, resize
 from condgen.errors import ConfigError, DataError
 from condgen.pixels import pixels_to_float
 from condgen.registry import unknown
 from condgen.specs import BoxesSpec, ConditionSpec, FramesSpec, ImageSpec, KeypointsSpec, LabelSpec, TextSpec
 from condgen.types import FIELDS, Boxes, Condition, Frames, Image, Keypoints, Text
-
-FORMATS = ("PNG", "JPEG", "WEBP")  # others are refused: a file name does not decide what a decoder runs
-MAX_PIXELS = 64 * 2**20
 
 HOW = {
     "label": 'label="name" or label=3',
@@ -90,6 +89,8 @@ def split_rows(name: str, value: Any, spec: ConditionSpec) -> list[Any]:
         return list(value) if value.ndim > single else [value]
     if not isinstance(value, list | tuple):
         return [value]
+    if value and all(v is None for v in value):
+        return list(value)
     if not value:
         raise ConfigError(f"{name} is an empty list; leave it out, or pass {HOW[name]}")
     if name in ("label", "text", "image"):
@@ -262,44 +263,27 @@ def read_picture(value: Any, channels: int, size: tuple[int, int]) -> Tensor:
             raise DataError(f"an array must be uint8 (H, W) or (H, W, C); got {value.dtype} {value.shape}")
         pixels = torch.from_numpy(np.ascontiguousarray(value)).reshape(*value.shape[:2], -1)
         return _fit_tensor(pixels.permute(2, 0, 1), channels, size)
-    if isinstance(value, str | Path):
-        return _fit_picture(_open(Path(value)), channels, size)
-    if isinstance(value, PilImage.Image):
-        return _fit_picture(value, channels, size)
-    raise DataError(f"a picture cannot be read from {type(value).__name__}; pass a file, PIL picture or tensor")
-
-
-def _open(path: Path) -> PilImage.Image:
-    if not path.is_file():
-        raise DataError(f"there is no picture at {path}")
-    try:
-        with PilImage.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path} has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are read"
-                )
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable PNG, JPEG or WebP picture: {error}") from error
-
-
-def _fit_picture(picture: PilImage.Image, channels: int, size: tuple[int, int]) -> Tensor:
-    from PIL import ImageOps
-
     if channels not in (1, 3, 4):
         raise DataError(
             f"this system takes {channels} channels, which no picture has; pass a tensor ({channels}, H, W)"
         )
-    picture = ImageOps.exif_transpose(picture)
-    if channels != 4 and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
-        picture = picture.convert("RGBA")
-        picture = PilImage.alpha_composite(PilImage.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    if picture.size != size[::-1]:
-        picture = picture.resize(size[::-1], PilImage.Resampling.LANCZOS)
-    array = np.asarray(picture, dtype=np.uint8).reshape(*size, channels)
-    return pixels_to_float(torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous())
+    if isinstance(value, str | Path):
+        try:
+            return _fit_tensor(decode_image(value, channels=channels), channels, size)
+        except DataError as error:
+            raise DataError(f"{value}: {error}") from error
+    if isinstance(value, PilImage.Image):
+        return _fit_tensor(decode_image(_as_png(value), channels=channels), channels, size)
+    raise DataError(f"a picture cannot be read from {type(value).__name__}; pass a file, PIL picture or tensor")
+
+
+def _as_png(picture: PilImage.Image) -> bytes:
+    """As a file in memory, so that one decoder decides what palettes, alpha and 16 bits mean."""
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        picture = picture.convert("RGBA" if picture.mode in ("PA", "RGBa", "La") else "RGB")
+    held = io.BytesIO()
+    ImageOps.exif_transpose(picture).save(held, format="PNG")
+    return held.getvalue()
 
 
 def _fit_tensor(pixels: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
@@ -308,7 +292,4 @@ def _fit_tensor(pixels: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     pixels = pixels_to_float(pixels.detach().cpu()).float()
     if not bool(pixels.abs().max() <= 1.001):
         raise DataError("float pixels must lie in [-1, 1]; pass uint8 0..255, or scale with x / 127.5 - 1")
-    if tuple(pixels.shape[1:]) != size:
-        resized = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)
-        pixels = resized[0].clamp(-1, 1)
-    return pixels.expand(channels, *size).contiguous()
+    return resize(pixels, size, "stretch")[0].clamp(-1, 1).expand(channels, *size).contiguous()
