@@ -229,18 +229,18 @@ def test_bad_manifests_are_refused_with_their_place(tmp_path: Path, edit, reason
 
 
 def test_missing_files_and_wrong_options(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="captions_train2014.json"):
+    with pytest.raises(DataError, match=r"captions_train2014\.json"):
         Coco(root=str(tmp_path))
     write(tmp_path)
     (tmp_path / "annotations" / "person_keypoints_train2014.json").unlink()
-    with pytest.raises(DataError, match="person_keypoints_train2014.json"):
+    with pytest.raises(DataError, match=r"person_keypoints_train2014\.json"):
         Coco(root=str(tmp_path), annotations="captions+keypoints")
     for options in ({"annotations": "caption"}, {"split": "all"}, {"load_size": 10}, {"fit": "x"}, {"max_boxes": 0}):
         with pytest.raises(ConfigError):
             Coco(root=str(tmp_path), **options)
     for text in ("", "[]", "{", '{"images": 1}'):
         (tmp_path / "annotations" / "captions_train2014.json").write_text(text)
-        with pytest.raises(DataError, match="captions_train2014.json"):
+        with pytest.raises(DataError, match=r"captions_train2014\.json"):
             Coco(root=str(tmp_path))
 
 
