@@ -5,12 +5,14 @@ Shared by the data sets whose pictures have several captions each.
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
+from condgen.data.archive import inside
 from condgen.errors import ConfigError, DataError
 
 MAX_CHARACTERS = 2000  # of one caption; a longer "sentence" is a damaged file
@@ -25,11 +27,12 @@ TENSOR_ADVICE = (
 
 def clean(text: str) -> str:
     """One line, NFC, without control characters and doubled spaces. "" for what is not a sentence."""
-    spaced = "".join(
-        " " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text[: MAX_CHARACTERS * 4]
-    )
-    line = " ".join(unicodedata.normalize("NFC", spaced).split())
-    return line if len(line) <= MAX_CHARACTERS and len(text) <= MAX_CHARACTERS * 4 else ""
+    if len(text) > MAX_CHARACTERS:
+        return ""
+    if not (text.isascii() and text.isprintable()):
+        spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+        text = unicodedata.normalize("NFC", spaced)
+    return " ".join(text.split())
 
 
 def read_lines(path: Path) -> list[str]:
@@ -42,6 +45,32 @@ def read_lines(path: Path) -> list[str]:
     if not found:
         raise DataError(f"captions {path.name} holds no sentence")
     return found
+
+
+class Texts:
+    """Caption files below a folder, each read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, list[str]] = {}
+
+    def lines(self, name: str) -> list[str]:
+        """The captions of one file. Raises DataError when it is missing, empty or leads out of the folder."""
+        if name not in self._known:
+            self._known[name] = read_lines(inside(self.folder, name))
+        return self._known[name]
+
+    def every(self, names: Iterable[str]) -> list[str]:
+        """Distinct captions of the files that can be read; the others are reported when their rows are drawn."""
+        found: dict[str, None] = {}
+        for name in names:
+            with contextlib.suppress(DataError):
+                found.update(dict.fromkeys(self.lines(name)))
+        return list(found)
+
+    def size(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else -1
 
 
 def draw(captions: Sequence[str], count: int, random: torch.Generator | None, *, replacement: bool) -> str:

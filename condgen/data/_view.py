@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from condgen.data.decode import RESIZE, WHOLE, Window, cut, move_boxes, move_points, resize
+from condgen.data import decode
+from condgen.data.decode import RESIZE, WHOLE, Window, cut, move_boxes, move_points
 from condgen.errors import ConfigError, DataError
 from condgen.pixels import pixels_to_uint8
 
@@ -46,20 +47,20 @@ class Framing:
     """How pictures become squares of `size`.
 
     load_size   side before the random crop; 0 = 76/64 of size, as Reed et al.; equal to size = no random crop
-    fit         "stretch" ignores the aspect, as Reed et al.; "crop" keeps it and cuts; "pad" keeps it and adds white
-    hflip       mirror half of the rows
+    resize      "stretch" ignores the aspect, as Reed et al.; "crop" keeps it and cuts; "pad" keeps it and adds white
+    flip        mirror half of the rows
     Raises ConfigError.
     """
 
-    def __init__(self, size: int, load_size: int = 0, fit: str = "stretch", hflip: bool = True) -> None:
+    def __init__(self, size: int, load_size: int = 0, resize: str = "stretch", flip: bool = True) -> None:
         load_size = load_size or round(size * REED_RATIO)
         if size < 1 or load_size < size:
             raise ConfigError(
                 f"data.size={size}, data.load_size={load_size}: size >= 1 and load_size >= size are needed"
             )
-        if fit not in RESIZE:
-            raise ConfigError(f"data.fit={fit!r}; allowed: {', '.join(RESIZE)}")
-        self.size, self.load_size, self.fit, self.mirror = size, load_size, fit, hflip
+        if resize not in RESIZE:
+            raise ConfigError(f"data.resize={resize!r}; allowed: {', '.join(RESIZE)}")
+        self.size, self.load_size, self.policy, self.mirror = size, load_size, resize, flip
 
     def view(self, picture: Tensor, random: torch.Generator | None, region: Region | None = None) -> View:
         """picture: (C, H, W) of `decode_image`. random None: the centre crop, not mirrored, at the scale of training.
@@ -74,7 +75,7 @@ class Framing:
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 raise DataError(f"the region {region} is not inside a picture of {width} x {height}")
             picture, window = picture[:, y0:y1, x0:x1], (x0 / width, y0 / height, x1 / width, y1 / height)
-        frame, part = resize(picture, (self.load_size, self.load_size), self.fit)
+        frame, part = decode.resize(picture, (self.load_size, self.load_size), self.policy)
         window = _within(window, part)
         at, flipped = (0.5, 0.5), False
         if random is not None:

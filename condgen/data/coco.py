@@ -6,6 +6,7 @@ same form. Captions are drawn as in Reed et al. (ICML 2016, arXiv:1605.05396).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class Coco(RowDataset):
     annotations         what rows carry, joined by "+": captions, instances (boxes), keypoints (the largest person).
                         Images without a caption, or without a person with points, are left out when these are asked for
     captions_per_image  how many captions a row joins by newlines, drawn without replacement (Reed et al.: 3)
-    load_size, fit, hflip   see `condgen.data._view.Framing`
+    load_size, resize, flip   see `condgen.data._view.Framing`
     max_boxes, min_area     the largest boxes are kept, and only those that cover at least this share of the image
                             (0.02 as in layout-to-image work: Johnson et al., CVPR 2018, arXiv:1804.01622)
 
@@ -63,8 +64,8 @@ class Coco(RowDataset):
         annotations: str = "captions",
         captions_per_image: int = 1,
         load_size: int = 0,
-        fit: str = "stretch",
-        hflip: bool = True,
+        resize: str = "stretch",
+        flip: bool = True,
         max_boxes: int = 8,
         min_area: float = 0.02,
     ) -> None:
@@ -74,12 +75,12 @@ class Coco(RowDataset):
                 f"data.captions_per_image={captions_per_image}, max_boxes={max_boxes}, min_area={min_area}: "
                 "the first two must be at least 1 and min_area in [0, 1)"
             )
-        self.framing = Framing(size, load_size, fit, hflip)
+        self.framing = Framing(size, load_size, resize, flip)
         self.captions_per_image, self.max_boxes, self.min_area = captions_per_image, max_boxes, min_area
         name, files = find_annotations(Path(root), self.kinds, split, str(year))
         self._images: dict[int, dict[str, Any]] = {}
         self._captions: dict[int, list[str]] = {}
-        self._boxes: dict[int, list[dict[str, Any]]] = {}
+        self._boxes: dict[int, list[tuple[Any, Any]]] = {}
         self._people: dict[int, dict[str, Any]] = {}
         self.classes: tuple[str, ...] = ()
         self._class_of: dict[int, int] = {}
@@ -111,6 +112,15 @@ class Coco(RowDataset):
             return []
         return list(dict.fromkeys(c for i in self._ids for c in self._captions[i]))
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every row's annotations; the pixels are not read."""
+        digest = hashlib.sha256()
+        for i in self._ids:
+            row = (self._images[i], self._captions.get(i), self._boxes.get(i), self._people.get(i))
+            digest.update(repr((i, *row)).encode())
+        return digest.hexdigest()[:16]
+
     def sample(self, index: int, random: torch.Generator | None) -> Sample:
         ident = self._ids[index]
         image = self._images[ident]
@@ -135,8 +145,8 @@ class Coco(RowDataset):
         """Boxes (n, 4) and classes (n,) of an image, largest first."""
         found = self._boxes.get(ident, [])
         try:
-            xywh = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).view(-1, 4)
-            labels = torch.tensor([self._class_of[a["category_id"]] for a in found], dtype=torch.int64)
+            xywh = torch.tensor([bbox for bbox, _ in found], dtype=torch.float32).view(-1, 4)
+            labels = torch.tensor([self._class_of[category] for _, category in found], dtype=torch.int64)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"image {ident}: box or category_id is malformed or unknown ({error})") from error
         xyxy, kept = corner_boxes(xywh, width, height)
@@ -175,7 +185,7 @@ class Coco(RowDataset):
                     self._captions.setdefault(ident, []).append(text)
             elif kind == "instances":
                 if not row.get("iscrowd"):
-                    self._boxes.setdefault(ident, []).append({k: row.get(k) for k in ("bbox", "category_id")})
+                    self._boxes.setdefault(ident, []).append((row.get("bbox"), row.get("category_id")))
             else:
                 self._add_person(ident, row, where)
 

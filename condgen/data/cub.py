@@ -6,15 +6,15 @@ Wah et al., Caltech CNS-TR-2011-001; captions of Reed et al. (CVPR 2016, arXiv:1
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from condgen.data._captions import draw, read_lines, text_folder, zero_shot_classes
+from condgen.data._captions import Texts, draw, text_folder, zero_shot_classes
 from condgen.data._view import Framing, Region, corner_boxes, parse_kinds, pixel_points
 from condgen.data.archive import check_name, inside
 from condgen.data.base import RowDataset
@@ -48,7 +48,7 @@ class Cub(RowDataset):
     annotations         what rows carry, joined by "+": captions, labels (200 classes), boxes (one), parts (15 points)
     captions_per_image  how many captions a row joins by newlines, drawn with replacement (Reed et al.: 4)
     crop                "none", or "box": 1.5 times the box, as StackGAN
-    load_size, fit, hflip   see `condgen.data._view.Framing`
+    load_size, resize, flip   see `condgen.data._view.Framing`
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Cub(RowDataset):
         captions_per_image: int = 1,
         crop: str = "none",
         load_size: int = 0,
-        fit: str = "stretch",
-        hflip: bool = True,
+        resize: str = "stretch",
+        flip: bool = True,
     ) -> None:
         for name, given, allowed in (("splits", splits, SPLITS), ("split", split, PARTITIONS), ("crop", crop, CROPS)):
             if given not in allowed:
@@ -71,7 +71,7 @@ class Cub(RowDataset):
         if captions_per_image < 1:
             raise ConfigError(f"data.captions_per_image={captions_per_image} must be at least 1")
         self.kinds = parse_kinds(annotations, ANNOTATIONS)
-        self.framing = Framing(size, load_size, fit, hflip)
+        self.framing = Framing(size, load_size, resize, flip)
         self.captions_per_image, self.crop = captions_per_image, crop
         top = Path(root)
         self.folder = next((f for f in (top / "CUB_200_2011", top) if (f / "images.txt").is_file()), top)
@@ -86,7 +86,7 @@ class Cub(RowDataset):
         self._ids = self._rows(top, splits, split)
         if not self._ids:
             raise DataError(f"no image of {self.folder / 'images.txt'} belongs to split {split} of {splits}")
-        self._texts = text_folder(top, TEXT_PLACES) if "captions" in self.kinds else top
+        self._texts = Texts(text_folder(top, TEXT_PLACES)) if "captions" in self.kinds else None
         wants_box = "boxes" in self.kinds or crop == "box"
         self._boxes = dict(read_table(self.folder / "bounding_boxes.txt", _box_row)) if wants_box else {}
         self._parts = self._read_parts() if "parts" in self.kinds else {}
@@ -106,13 +106,17 @@ class Cub(RowDataset):
 
     def captions(self) -> list[str]:
         """Single captions of every readable text file; a row whose file is missing is quarantined when it is drawn."""
-        found: dict[str, None] = {}
-        for ident in self._ids if "captions" in self.kinds else ():
-            try:
-                found.update(dict.fromkeys(self._captions(ident)))
-            except DataError:
-                continue
-        return list(found)
+        return self._texts.every(self._text_name(i) for i in self._ids) if self._texts is not None else []
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every row's annotations and of the sizes of the caption files; the pixels are not read."""
+        digest = hashlib.sha256()
+        for i in self._ids:
+            text = self._texts.size(self._text_name(i)) if self._texts is not None else 0
+            row = (i, self._files[i], self._labels[i], self._boxes.get(i), self._parts.get(i), text)
+            digest.update(repr(row).encode())
+        return digest.hexdigest()[:16]
 
     def sample(self, index: int, random: torch.Generator | None) -> Sample:
         ident = self._ids[index]
@@ -120,12 +124,14 @@ class Cub(RowDataset):
         height, width = picture.shape[-2:]
         view = self.framing.view(picture, random, self._region(ident, width, height))
         fields: dict[str, Any] = {}
-        if "captions" in self.kinds:
-            fields["caption"] = draw(self._captions(ident), self.captions_per_image, random, replacement=True)
+        if self._texts is not None:
+            fields["caption"] = draw(
+                self._texts.lines(self._text_name(ident)), self.captions_per_image, random, replacement=True
+            )
         if "labels" in self.kinds:
             fields["label"] = self._labels[ident]
         if "boxes" in self.kinds:
-            xyxy, _ = corner_boxes(self._box(ident)[None], width, height)
+            xyxy, _ = corner_boxes(torch.tensor([self._box(ident)]), width, height)
             fields["boxes"], _ = view.boxes(xyxy)
         if "parts" in self.kinds:
             if ident not in self._parts:
@@ -155,10 +161,10 @@ class Cub(RowDataset):
             raise DataError(f"the class lists name {min(unknown)!r}, which no line of images.txt has")
         return [i for i, name in self._files.items() if name.split("/")[0] in classes]
 
-    def _captions(self, ident: int) -> list[str]:
-        return read_lines(inside(self._texts, str(Path(self._files[ident]).with_suffix(".txt"))))
+    def _text_name(self, ident: int) -> str:
+        return str(PurePosixPath(self._files[ident]).with_suffix(".txt"))
 
-    def _box(self, ident: int) -> Tensor:
+    def _box(self, ident: int) -> list[float]:
         if ident not in self._boxes:
             raise DataError(f"image {ident} has no line in bounding_boxes.txt")
         return self._boxes[ident]
@@ -167,7 +173,7 @@ class Cub(RowDataset):
         """The square of side 1.5 x the larger side of the box, cut off at the picture's edges."""
         if self.crop == "none":
             return None
-        x, y, w, h = self._box(ident).tolist()
+        x, y, w, h = self._box(ident)
         if not (w > 0 and h > 0):
             raise DataError(f"image {ident}: its box has no area, so it cannot be cropped to it")
         reach, middle_x, middle_y = int(max(w, h) * BOX_MARGIN), int(x + w / 2), int(y + h / 2)
@@ -188,11 +194,11 @@ def _class_row(parts: list[str]) -> tuple[int, str]:
     return int(parts[0]), re.sub(r"^\d+\.", "", " ".join(parts[1:])).replace("_", " ")
 
 
-def _box_row(parts: list[str]) -> tuple[int, Tensor]:
+def _box_row(parts: list[str]) -> tuple[int, list[float]]:
     ident, *xywh = parts
     if len(xywh) != 4:
         raise ValueError("a box has 4 numbers")
-    return int(ident), torch.tensor([float(v) for v in xywh])
+    return int(ident), [float(v) for v in xywh]
 
 
 def _part_row(parts: list[str]) -> tuple[int, int, list[float]]:

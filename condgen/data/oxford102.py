@@ -6,6 +6,7 @@ Nilsback and Zisserman, ICVGIP 2008; captions of Reed et al. (CVPR 2016, arXiv:1
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from condgen.data._captions import draw, read_lines, text_folder, zero_shot_classes
+from condgen.data._captions import Texts, draw, text_folder, zero_shot_classes
 from condgen.data._view import Framing, parse_kinds
 from condgen.data.archive import inside
 from condgen.data.base import RowDataset
@@ -38,7 +39,7 @@ class Oxford102(RowDataset):
                         20 / 20; "official": `setid.mat` (1,020 / 1,020 / 6,149 pictures of all classes)
     annotations         what rows carry, joined by "+": captions, labels
     captions_per_image  how many captions a row joins by newlines, drawn with replacement (Reed et al.: 4)
-    load_size, fit, hflip   see `condgen.data._view.Framing`
+    load_size, resize, flip   see `condgen.data._view.Framing`
 
     Classes come from `imagelabels.mat` (needs scipy) or, where that file is absent, from the caption folders.
     """
@@ -53,8 +54,8 @@ class Oxford102(RowDataset):
         annotations: str = "captions+labels",
         captions_per_image: int = 1,
         load_size: int = 0,
-        fit: str = "stretch",
-        hflip: bool = True,
+        resize: str = "stretch",
+        flip: bool = True,
     ) -> None:
         for name, given, allowed in (("splits", splits, SPLITS), ("split", split, tuple(SET_KEYS))):
             if given not in allowed:
@@ -62,14 +63,14 @@ class Oxford102(RowDataset):
         if captions_per_image < 1:
             raise ConfigError(f"data.captions_per_image={captions_per_image} must be at least 1")
         self.kinds = parse_kinds(annotations, ANNOTATIONS)
-        self.framing = Framing(size, load_size, fit, hflip)
+        self.framing = Framing(size, load_size, resize, flip)
         self.captions_per_image = captions_per_image
         top = Path(root)
         self._jpg = self._find(top, "jpg")
         labels_file = next((p for place in PLACES if (p := top / place / "imagelabels.mat").is_file()), None)
-        needs_text = "captions" in self.kinds or labels_file is None
-        self._texts = text_folder(top, TEXT_PLACES) if needs_text else top
-        self._labels = labels_of_mat(labels_file) if labels_file is not None else labels_of_folders(self._texts)
+        folder = text_folder(top, TEXT_PLACES) if "captions" in self.kinds or labels_file is None else top
+        self._texts = Texts(folder) if "captions" in self.kinds else None
+        self._labels = labels_of_mat(labels_file) if labels_file is not None else labels_of_folders(folder)
         self._ids = self._rows(top, splits, split)
         if not self._ids:
             raise DataError(f"no picture belongs to split {split} of {splits} below {root}")
@@ -87,27 +88,32 @@ class Oxford102(RowDataset):
 
     def captions(self) -> list[str]:
         """Single captions of every readable text file; a row whose file is missing is quarantined when it is drawn."""
-        found: dict[str, None] = {}
-        for ident in self._ids if "captions" in self.kinds else ():
-            try:
-                found.update(dict.fromkeys(self._captions(ident)))
-            except DataError:
-                continue
-        return list(found)
+        return self._texts.every(self._text_name(i) for i in self._ids) if self._texts is not None else []
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every row's label and of the sizes of the caption files; the pixels are not read."""
+        digest = hashlib.sha256()
+        for i in self._ids:
+            text = self._texts.size(self._text_name(i)) if self._texts is not None else 0
+            digest.update(repr((i, self._labels[i], text)).encode())
+        return digest.hexdigest()[:16]
 
     def sample(self, index: int, random: torch.Generator | None) -> Sample:
         ident = self._ids[index]
         picture = decode_image(inside(self._jpg, f"image_{ident:05d}.jpg"), channels=3)
         view = self.framing.view(picture, random)
         fields: dict[str, Any] = {}
-        if "captions" in self.kinds:
-            fields["caption"] = draw(self._captions(ident), self.captions_per_image, random, replacement=True)
+        if self._texts is not None:
+            fields["caption"] = draw(
+                self._texts.lines(self._text_name(ident)), self.captions_per_image, random, replacement=True
+            )
         if "labels" in self.kinds:
             fields["label"] = self._labels[ident]
         return Sample(self.key(index), view.pixels, **fields)
 
-    def _captions(self, ident: int) -> list[str]:
-        return read_lines(inside(self._texts, f"{class_folder(self._labels[ident])}/image_{ident:05d}.txt"))
+    def _text_name(self, ident: int) -> str:
+        return f"{class_folder(self._labels[ident])}/image_{ident:05d}.txt"
 
     def _rows(self, root: Path, splits: str, split: str) -> list[int]:
         if splits == "official":

@@ -123,6 +123,16 @@ def test_boxes_and_points_stay_on_their_pixels_under_crop_and_mirror(tmp_path: P
     assert flips > 5
 
 
+def test_the_fingerprint_follows_the_annotations(tmp_path: Path) -> None:
+    before = Coco(root=str(write(tmp_path))).fingerprint
+    assert Coco(root=str(tmp_path)).fingerprint == before
+
+    def edit(trees: dict) -> None:
+        trees["captions"]["annotations"][0]["caption"] = "edited"
+
+    assert Coco(root=str(write(tmp_path, edit=edit))).fingerprint != before
+
+
 def test_points_follow_the_published_order() -> None:
     assert (len(POINTS), POINTS[0], POINTS[9], POINTS[16]) == (17, "nose", "left wrist", "right ankle")
     for left, right in FLIP_PAIRS:
@@ -235,7 +245,7 @@ def test_missing_files_and_wrong_options(tmp_path: Path) -> None:
     (tmp_path / "annotations" / "person_keypoints_train2014.json").unlink()
     with pytest.raises(DataError, match=r"person_keypoints_train2014\.json"):
         Coco(root=str(tmp_path), annotations="captions+keypoints")
-    for options in ({"annotations": "caption"}, {"split": "all"}, {"load_size": 10}, {"fit": "x"}, {"max_boxes": 0}):
+    for options in ({"annotations": "caption"}, {"split": "all"}, {"load_size": 10}, {"resize": "x"}, {"max_boxes": 0}):
         with pytest.raises(ConfigError):
             Coco(root=str(tmp_path), **options)
     for text in ("", "[]", "{", '{"images": 1}'):

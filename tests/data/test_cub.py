@@ -101,7 +101,7 @@ def test_captions_are_averaged_in_fours_with_replacement(tmp_path: Path) -> None
     assert set(data.captions()) >= {line for lines in drawn for line in lines}
 
 
-@pytest.mark.parametrize("options", [{}, {"crop": "box"}, {"fit": "crop"}, {"fit": "pad"}])
+@pytest.mark.parametrize("options", [{}, {"crop": "box"}, {"resize": "crop"}, {"resize": "pad"}])
 def test_box_and_parts_stay_on_their_pixels(tmp_path: Path, options: dict) -> None:
     data = Cub(root=str(write(tmp_path)), size=64, annotations=ALL, **options)
     mirrored = 0
@@ -127,7 +127,7 @@ def test_box_and_parts_stay_on_their_pixels(tmp_path: Path, options: dict) -> No
 
 
 def test_the_crop_is_a_square_of_one_and_a_half_boxes(tmp_path: Path) -> None:
-    data = Cub(root=str(write(tmp_path)), size=60, load_size=60, annotations="boxes", crop="box", hflip=False)
+    data = Cub(root=str(write(tmp_path)), size=60, load_size=60, annotations="boxes", crop="box", flip=False)
     box = data.sample(0, None).boxes[0]
     # box 44..70 x 24..60: the square is 57 +- 27 by 42 +- 27, inside the picture
     assert torch.allclose(box, torch.tensor([14 / 54, 9 / 54, 40 / 54, 45 / 54]), atol=1e-5)
@@ -136,6 +136,14 @@ def test_the_crop_is_a_square_of_one_and_a_half_boxes(tmp_path: Path) -> None:
 def test_parts_have_the_published_order() -> None:
     assert (len(PARTS), PARTS[0], PARTS[14]) == (15, "back", "throat")
     assert all(PARTS[a].replace("left", "right") == PARTS[b] for a, b in FLIP_PAIRS)
+
+
+def test_the_fingerprint_follows_captions_and_tables(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    before = Cub(root=str(root)).fingerprint
+    assert Cub(root=str(root)).fingerprint == before
+    next((root / "cvpr2016_cub" / "text_c10").glob("001*/*.txt")).write_text("edited\n")
+    assert Cub(root=str(root)).fingerprint != before
 
 
 def test_greyscale_pictures_and_batches(tmp_path: Path) -> None:
