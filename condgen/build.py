@@ -5,10 +5,8 @@ Fields are matched here, before step 0: what the data provide, less `data.ignore
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +14,9 @@ import torch
 from condgen import registry, rng
 from condgen.conditions.stack import assign_forms
 from condgen.config import Config
+from condgen.config.schema import suggest
 from condgen.data.base import RowDataset
 from condgen.errors import ConfigError
-from condgen.schema import suggest
 from condgen.systems.base import System
 from condgen.task import Task
 from condgen.types import Batch, ConditionSpec, TargetSpec
@@ -26,7 +24,7 @@ from condgen.types import Batch, ConditionSpec, TargetSpec
 if TYPE_CHECKING:
     from condgen.conditions.text_encoders import CachedEncoder
     from condgen.engine.optim import OptimOptions
-    from condgen.engine.trainer import TrainOptions
+    from condgen.engine.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def build(config: Config) -> Built:
     spec = match(config, cls, task, provided)
     encoder = _encoder(config) if spec.text is not None else None
     if encoder is not None:
-        spec = replace(spec, text=encoder.encoder.spec)
+        spec = replace(spec, text=encoder.spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(config.train.seed, "weights"))  # weights are a function of the seed alone
         system = cls(condition=spec, target=train_data.target, **config.system)
@@ -118,15 +116,6 @@ def check_phases(config: Config, system: System) -> None:
             )
 
 
-def text_cache(folder: str | None) -> Path | None:
-    """Where finished embeddings are kept: `folder`, None for "off", by default the user's cache folder."""
-    if folder == "off":
-        return None
-    if folder is not None:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condgen" / "text"
-
-
 def _data(config: Config, split: str) -> RowDataset:
     cls: Any = registry.load("data", config.data_name, RowDataset)
     made: RowDataset = cls(split=split, **config.data)
@@ -138,7 +127,8 @@ def _encoder(config: Config) -> CachedEncoder:
 
     options = config.text
     encoder = text_encoder(options.encoder, tokens=options.tokens, length=options.length)
-    return CachedEncoder(encoder, text_cache(options.cache))
+    in_memory = options.cache == "off"
+    return CachedEncoder(encoder, None if in_memory else options.cache, disk=not in_memory)
 
 
 def _named(spec: ConditionSpec) -> str:

@@ -98,7 +98,7 @@ class DataOptions:
 
 # bounds of numbers that the engine's dataclasses leave open
 TRAIN_BOUNDS = {
-    "steps": Range(0), "batch_size": Range(1), "seed": Range(0), "accumulate": Range(1), "checkpoint_every": Range(1),
+    "steps": Range(1), "batch_size": Range(1), "seed": Range(0), "accumulate": Range(1), "checkpoint_every": Range(0),
     "checkpoint_seconds": Range(0), "sample_every": Range(0), "log_every": Range(1), "ema_decay": Range(0, 1),
     "condition_drop": Range(0, 1), "time_limit_seconds": Range(0),
 }  # fmt: skip

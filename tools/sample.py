@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without being installed
 
-from condgen.cli import main  # noqa: E402
+from condgen.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["sample", *sys.argv[1:]]))

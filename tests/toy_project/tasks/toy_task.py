@@ -10,7 +10,6 @@ from condgen.task import Task
 
 
 class ToyTask(Task):
-    name = "toy_task"
     conditions = ("label",)
 
     def __init__(self, *, strictness: float = 1.0) -> None:

@@ -1,27 +1,17 @@
-"""Configuration: yaml files and `key=value` words -> one checked, immutable `Config`.
-
-    configs/train.yaml < data file < task file < system file < its preset < --config FILE < command line
-
-Groups (`task=`, `system=`, `data=`, `system.preset=`) are chosen first, then files merge in that order. Every key
-must be an option of the section it stands in (`schema.options_of`), every value must have that option's type, and all
-problems are reported at once. A value is data and nothing else: no interpolation, no resolver, no python tag, no
-import path. This file and `build.py` are the only ones that know OmegaConf.
-"""
+"""Choosing groups, merging layers and checking the result: words and files -> `Config`."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from condgen import registry
+from condgen.config.reading import SECTIONS, normal, read_file, read_words, to_yaml
+from condgen.config.schema import Checker, Option, Origins, options_of, suggest
+from condgen.config.tree import Layer, Tree, chosen, flatten, merge, shown
 from condgen.errors import ConfigError
 from condgen.options import (
     OPTIM_BOUNDS,
@@ -33,14 +23,9 @@ from condgen.options import (
     TextOptions,
     idle_options,
 )
-from condgen.schema import Checker, Option, Origins, options_of, suggest
-from condgen.tree import Layer, Tree, chosen, flatten, listed, merge, shown
 
-SECTIONS = ("system", "data", "text", "optim", "train", "eval", "run")
 GROUPS = {"task": "tasks", "system": "systems", "data": "data"}  # key on the command line -> registry kind
-COMMAND_LINE = "command line"
 OWN_SECTIONS = {"text": TextOptions, "eval": EvalOptions, "run": RunOptions}
-MAX_BYTES = 1 << 20  # a configuration is small; anything larger is a mistake or an attack
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load(files=[...])` of it gives an equal Config."""
-        return OmegaConf.to_yaml(OmegaConf.create(listed(self.tree)))
+        return to_yaml(self.tree)
 
     def explain(self, key: str) -> str:
         """Where the value of a dotted key came from. ConfigError with a suggestion for an unknown key."""
@@ -87,88 +72,6 @@ class Config:
                 history = self.origins.get(leaf, ())
                 lines += [f"    {source}: {shown(given)}" for source, given in history] or ["    default"]
         return "\n".join(lines)
-
-
-# reading
-
-
-def read_file(path: Path | str, source: str | None = None) -> Layer:
-    """A yaml file as plain values. ConfigError for what is not plain: tags, interpolations, duplicate keys."""
-    source = source or str(path)
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {source}: {error.strerror or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{source} has {len(raw)} bytes; a configuration file may have {MAX_BYTES}")
-    try:
-        loaded = _read_yaml(raw.decode("utf-8"), source)
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source} is not UTF-8 text") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{source} must hold a mapping of sections, not {type(loaded).__name__}")
-    _refuse_unplain(loaded, source)
-    return Layer(source, _normal(loaded, source))
-
-
-def read_words(words: Sequence[str]) -> Layer:
-    """`key=value` words; bare `task=`, `system=` and `data=` choose a group."""
-    tree: Tree = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        parts = key.split(".")
-        if not equals or not all(part.isidentifier() for part in parts):
-            raise ConfigError(f"cannot read {word!r}: options are given as key=value, such as train.steps=2000")
-        held = _read_yaml(f"value: {value}" if value.strip() else "value:", f"{COMMAND_LINE}, {key}")
-        leaf = held["value"] if set(held) == {"value"} else value
-        for part in reversed(parts):
-            leaf = {part: leaf}
-        _refuse_unplain(leaf, COMMAND_LINE)
-        merge(tree, _normal(leaf, COMMAND_LINE))
-    return Layer(COMMAND_LINE, tree)
-
-
-def _read_yaml(text: str, source: str) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
-    except yaml.YAMLError as error:
-        what = " ".join(str(error).split())
-        raise ConfigError(f"{source} is not plain yaml: {what}") from None
-    except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: {error}") from None
-
-
-def _refuse_unplain(value: Any, source: str, key: str = "") -> None:
-    """An interpolation could copy an environment variable into the saved config, a tag could build an object."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str) or "${" in name:
-                raise ConfigError(f"{source}: the key {name!r} under {key or 'the top'} must be a plain word")
-            _refuse_unplain(inner, source, f"{key}.{name}".strip("."))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_unplain(inner, source, key)
-    elif isinstance(value, str) and ("${" in value or value == "???"):
-        raise ConfigError(f"{source}: {key} = {value!r}: interpolations are not read; write the value itself")
-    elif not isinstance(value, str | int | float | bool | None):
-        raise ConfigError(f"{source}: {key} holds a {type(value).__name__}; only text, numbers, lists and mappings")
-
-
-def _normal(tree: Tree, source: str) -> Tree:
-    """`system: gan_cls` means `system: {name: gan_cls}`; `task: {name: x}` means `task: x`."""
-    out = dict(tree)
-    for group in ("system", "data"):
-        if isinstance(out.get(group), str):
-            out[group] = {"name": out[group]}
-    if isinstance(out.get("task"), dict) and set(out["task"]) == {"name"}:
-        out["task"] = out["task"]["name"]
-    for section in SECTIONS:
-        if section in out and not isinstance(out[section], dict):
-            if out[section] is not None:
-                what = "choose one by name" if section in GROUPS else f"its options are written {section}.NAME=..."
-                raise ConfigError(f"{source}: {section} = {shown(out[section])}: {section} is a section; {what}")
-            out[section] = {}
-    return out
 
 
 # choosing groups
@@ -220,7 +123,7 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
         Layer(f"configs/data/{names['data']['name']}.yaml", data_tree),
         Layer(f"configs/task/{task}.yaml", task_tree),
         Layer(f"configs/system/{system}.yaml", system_tree),
-        Layer(f"configs/system/{system}.yaml, preset {preset}", _normal(presets.get(preset) or {}, str(preset))),
+        Layer(f"configs/system/{system}.yaml, preset {preset}", normal(presets.get(preset) or {}, str(preset))),
         *given,
     ]
 
@@ -239,17 +142,21 @@ def load(words: Sequence[str] = (), files: Sequence[Path | str] = ()) -> Config:
             if layer.source != "the chosen names":
                 origins.setdefault(key, []).append((layer.source, value))
     config = _checked(tree, origins, problems)
+    _raise(problems)
+    assert config is not None
+    return config
+
+
+def _raise(problems: Sequence[str]) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{count} in the configuration:\n" + "\n".join(f"  - {line}" for line in problems))
-    assert config is not None
-    return config
 
 
 def train_sections() -> tuple[dict[str, Option], dict[str, Option]]:
     """The options of `train.*` and of `optim.<phase>.*`; bounds that the engine's classes do not annotate are here."""
     from condgen.engine.optim import OptimOptions
-    from condgen.engine.trainer import TrainOptions
+    from condgen.engine.options import TrainOptions
 
     # the loader's workers are data.workers for the user
     train = {**options_of(TrainOptions, without=("workers",)), **options_of(LaunchOptions)}
@@ -295,7 +202,7 @@ def _optim(check: Checker, options: Mapping[str, Option]) -> tuple[Tree, Tree]:
         return {}, tree
     try:
         return {phase: OptimOptions(**values) for phase, values in {"default": default, **made}.items()}, tree
-    except ValueError as error:
+    except (ConfigError, ValueError) as error:
         check.problems.append(f"optim: {error}")
         return {}, tree
 
@@ -334,12 +241,12 @@ def _checked(tree: Tree, origins: Origins, problems: list[str]) -> Config | None
         "eval": {**sections["eval"], **own["eval"]},
         "run": sections["run"],
     }
-    from condgen.engine.trainer import TrainOptions
+    from condgen.engine.options import TrainOptions
 
     try:
         engine_options = TrainOptions(**engine, workers=data_options["workers"])
-    except ValueError as error:
-        problems.append(f"train: {error}")
+    except (ConfigError, ValueError) as error:
+        problems.append(str(error))
         return None
     return Config(
         task=tree["task"],
@@ -360,3 +267,28 @@ def _checked(tree: Tree, origins: Origins, problems: list[str]) -> Config | None
         origins=origins,
         warnings=tuple(idle_options(full, {key: found[-1][0] for key, found in origins.items()})),
     )
+
+
+def load_data(words: Sequence[str]) -> tuple[str, Tree]:
+    """(name, constructor options) of a data set alone: `data=NAME data.root=...`. Raises ConfigError."""
+    from condgen.data.base import RowDataset
+
+    problems: list[str] = []
+    given = read_words(words)
+    name = chosen([given.tree], "data", "name")
+    if name is None:
+        raise ConfigError(f"no data set was chosen; add data=NAME. Available: {', '.join(registry.names('data'))}")
+    tree: Tree = {}
+    origins: dict[str, list[tuple[str, Any]]] = {}
+    for layer in (Layer(f"configs/data/{name}.yaml", _group_file("data", name, problems)), given):
+        merge(tree, {key: value for key, value in layer.tree.items() if key == "data" or layer is given})
+        for key, value in flatten(layer.tree):
+            origins.setdefault(key, []).append((layer.source, value))
+    out: Tree = {}
+    if not problems:
+        check = Checker(tree, origins, problems, SECTIONS)
+        check.section("data", options_of(DataOptions))
+        out = check.section("data", options_of(registry.load("data", name, RowDataset), ("split",)))
+        check.finish()
+    _raise(problems)
+    return name, out

@@ -13,7 +13,7 @@ import math
 import types
 import typing
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -21,10 +21,9 @@ from typing import Annotated, Any, Literal, Union
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from condgen import registry
+from condgen.config.tree import Tree, chosen, flatten, shown
 from condgen.errors import ConfigError
 from condgen.options import Range
-from condgen.tree import Tree, chosen, flatten, shown
 
 REQUIRED = inspect.Parameter.empty
 Origins = Mapping[str, Sequence[tuple[str, Any]]]  # dotted key -> (source, value), the last one in force
@@ -55,21 +54,28 @@ class Option:
 
 def options_of(cls: type, without: Sequence[str] = ()) -> dict[str, Option]:
     """The options of a dataclass (its fields) or of any class (its keyword-only constructor parameters)."""
-    if dataclasses.is_dataclass(cls):
-        hints = typing.get_type_hints(cls, include_extras=True)
-        parameters = [p for p in inspect.signature(cls).parameters.values() if p.name in hints]
-    else:
-        hints = typing.get_type_hints(cls.__init__, include_extras=True)
-        parameters = list(registry.constructor_options(cls))
+    constructor: Any = cls
+    if not dataclasses.is_dataclass(cls):
+        return options_of_call(constructor.__init__, without, owner=cls.__name__)
+    hints = typing.get_type_hints(cls, include_extras=True)
     out = {}
-    for parameter in parameters:
-        if parameter.name in without:
-            continue
-        plain, bounds = _plain(hints.get(parameter.name, Any))
-        default = parameter.default
-        if dataclasses.is_dataclass(cls) and default is not REQUIRED:
-            default = _field_default(cls, parameter.name)
-        out[parameter.name] = Option(plain, tuple(bounds), default, cls.__name__)
+    for entry in dataclasses.fields(cls):
+        if entry.init and entry.name not in without:
+            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            default = REQUIRED if default is dataclasses.MISSING else default
+            plain, bounds = _plain(hints[entry.name])
+            out[entry.name] = Option(plain, tuple(bounds), default, cls.__name__)
+    return out
+
+
+def options_of_call(call: Callable[..., Any], without: Sequence[str] = (), owner: str = "") -> dict[str, Option]:
+    """The keyword-only parameters of a function."""
+    hints = typing.get_type_hints(call, include_extras=True)
+    out = {}
+    for parameter in inspect.signature(call).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in without:
+            plain, bounds = _plain(hints.get(parameter.name, Any))
+            out[parameter.name] = Option(plain, tuple(bounds), parameter.default, owner or call.__name__)
     return out
 
 
@@ -158,14 +164,6 @@ class Checker:
             self.problems.append(f"unknown option {key!r}{self.source(key)}.{suggest(key, self.known)}")
 
 
-def _field_default(cls: type, name: str) -> Any:
-    for entry in dataclasses.fields(cls):
-        if entry.name == name:
-            made = entry.default_factory
-            return entry.default if made is dataclasses.MISSING else made()
-    raise KeyError(name)
-
-
 def _plain(annotation: Any) -> tuple[Any, list[Range]]:
     """The annotation in types that a yaml value can have, and the ranges that stood in it."""
     if annotation is None or annotation is type(None):
@@ -185,10 +183,10 @@ def _plain(annotation: Any) -> tuple[Any, list[Range]]:
         bounds = [bound for _, found in inner for bound in found]
         kinds = tuple(kind for kind, _ in inner)
         if origin is list:
-            return list[kinds[0]], bounds  # type: ignore[valid-type]
-        return tuple[kinds if origin is tuple else (kinds[0], Ellipsis)], bounds
+            return types.GenericAlias(list, kinds), bounds
+        return types.GenericAlias(tuple, kinds if origin is tuple else (kinds[0], Ellipsis)), bounds
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return dict[args[0], _plain(args[1])[0]], []  # type: ignore[misc]
+        return types.GenericAlias(dict, (args[0], _plain(args[1])[0])), []
     return annotation, []
 
 

@@ -1,0 +1,36 @@
+"""`condgen check-data`: reads a data set as training would and says what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from condgen import config as configuration
+from condgen import registry
+from condgen.commands import arguments
+from condgen.errors import ConfigError
+
+EPILOG = """\
+examples:
+  condgen check-data data=openmoji
+  condgen check-data data=folder data.root=my_pictures --limit 1000
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = arguments.parser("check-data", "Read every row of a data set and say what is wrong.", EPILOG)
+    parser.add_argument("words", nargs="*", metavar="key=value", help="data=NAME and data.* options")
+    parser.add_argument("--split", default="train", help="train (the default), val or test")
+    parser.add_argument("--limit", type=int, help="rows to read; the default is all")
+    given = parser.parse_intermixed_args(words)
+    name, options = configuration.load_data(given.words)
+
+    from condgen.data.base import RowDataset
+    from condgen.data.checks import check
+
+    cls: Any = registry.load("data", name, RowDataset)
+    if given.limit is not None and given.limit < 1:
+        raise ConfigError(f"--limit {given.limit}: give a number of rows, at least 1")
+    report = check(cls(split=given.split, **options), given.limit)
+    print(report)
+    return 3 if report.failed else 0
