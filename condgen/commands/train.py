@@ -22,9 +22,10 @@ from condgen.errors import CheckpointError, CondgenError, Stopped
 
 if TYPE_CHECKING:
     from condgen.build import Built
-    from condgen.engine.checkpoint import Checkpoint
+    from condgen.engine.checkpoint import Checkpoint, CheckpointStore
     from condgen.engine.log import Log
     from condgen.engine.run import RunFolder
+    from condgen.engine.trainer import Trainer
     from condgen.engine.world import World
 
 T = TypeVar("T")
@@ -118,11 +119,8 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
 
 
 def _run(built: Built, world: World, run: RunFolder, log: Log, start: Checkpoint | None) -> Ending:
-    from condgen.engine.checkpoint import CheckpointStore
-    from condgen.engine.trainer import Trainer
-
     try:
-        trainer = make_trainer(Trainer, built, world, run, log)
+        trainer = make_trainer(built, world, run, log)
         for warning in built.config.warnings:
             log.text(f"warning: {warning}")
         log.text(f"run folder: {run.path}")
@@ -140,25 +138,36 @@ def _run(built: Built, world: World, run: RunFolder, log: Log, start: Checkpoint
         if world.is_main:
             run.status("failed", 1, f"{type(error).__name__}: {error}", 0)
         raise
-    steps = CheckpointStore(run.checkpoints, keep=built.config.launch.keep).steps()
+    steps = open_store(built.config, run).steps()
     ending.step = steps[-1] if steps else 0
     return ending
 
 
-def make_trainer(cls: Any, built: Built, world: World, run: RunFolder, log: Log) -> Any:
+def make_trainer(built: Built, world: World, run: RunFolder, log: Log) -> Trainer:
+    """The trainer over this process's share of the data."""
     from condgen.data.base import BatchDataset
+    from condgen.engine.trainer import Trainer
 
     main_first(world, built.fill_captions)
+    options = built.options
     data = BatchDataset(
         built.train_data,
         built.spec,
-        batch_size=built.options.batch_size,
-        seed=built.options.seed,
+        batch_size=options.batch_size,
+        seed=options.seed,
         rank=world.rank,
         world=world.world,
     )
     hooks = built.task.hooks(built, run, log)
-    return cls(built.system, data, built.prepare, built.optim, built.options, world, run, log, hooks)
+    store = open_store(built.config, run)
+    return Trainer(built.system, data, built.prepare, built.optim, options, world, run, log, hooks, store)
+
+
+def open_store(config: Config, run: RunFolder) -> CheckpointStore:
+    """The checkpoints of a run, kept as `train.keep` says."""
+    from condgen.engine.checkpoint import CheckpointStore
+
+    return CheckpointStore(run.checkpoints, keep=config.launch.keep, keep_every=config.launch.keep_every)
 
 
 # the run folder and where to start
@@ -192,12 +201,10 @@ def _numbered(given: str, name: str) -> bool:
 
 def find_checkpoint(config: Config, run: RunFolder, world: World) -> Checkpoint | None:
     """What to start from: the first process chooses the step, so that all start from the same one."""
-    from condgen.engine.checkpoint import CheckpointStore
-
     resume = config.launch.resume
     if resume is None:
         return None
-    store = CheckpointStore(run.checkpoints, keep=config.launch.keep, keep_every=config.launch.keep_every)
+    store = open_store(config, run)
 
     def choose() -> int | None:
         if not world.is_main:
