@@ -113,7 +113,7 @@ def _update(built: Built, phase: Phase, batch: Batch, world: World, attempt: int
         optimizer.zero_grad(set_to_none=True)
     if world.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, losses or {}
+    return time.perf_counter() - started, {name: value.detach() for name, value in (losses or {}).items()}
 
 
 def _highest(world: World) -> float:

@@ -14,6 +14,8 @@ from condgen.config.schema import Option, convert, options_of_call, suggest
 from condgen.errors import ConfigError, DataError
 from condgen.types import FIELDS
 
+PICTURES = (".png", ".jpg", ".webp")
+
 EPILOG = """\
 examples:
   condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
@@ -45,6 +47,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--separate", metavar="FOLDER", help="one file per sample, and samples.jsonl")
     given = parser.parse_intermixed_args(words)
 
+    out = Path(given.out or "samples.png")
+    if out.suffix.lower() not in PICTURES:
+        raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}")
+
     import condgen
 
     conditions = asked(given)
@@ -57,12 +63,11 @@ def main(words: Sequence[str]) -> int:
         paths = samples.save(given.separate)
         print(f"{len(paths)} samples and samples.jsonl in {given.separate}")
     if given.out or not given.separate:
-        out = Path(given.out or "samples.png")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             samples.grid().save(out)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot write {out}: {error}; give -o a picture file such as grid.png") from error
+        except OSError as error:
+            raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
         print(out)
     return 0
 

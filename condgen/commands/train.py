@@ -102,7 +102,7 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         agreed(world, lambda: world.is_main and stack.enter_context(run.lock()) is None)
         start = find_checkpoint(built.config, run, world)
         if world.is_main:
-            run.write_config(built.config.to_yaml())
+            run.write_config(built.config.record())
             run.write_command(command())
             finish.write_system(built, run)
             run.write_environment(world_size=world.world, device=str(world.device))

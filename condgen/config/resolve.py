@@ -60,6 +60,10 @@ class Config:
         """The resolved configuration; `load(files=[...])` of it gives an equal Config."""
         return to_yaml(self.tree)
 
+    def record(self) -> str:
+        """`to_yaml` for the run folder: without train.resume, which says how this start was asked for."""
+        return to_yaml({**self.tree, "train": {**self.tree["train"], "resume": None}})
+
     def explain(self, key: str) -> str:
         """Where the value of a dotted key came from. ConfigError with a suggestion for an unknown key."""
         leaves = dict(flatten(self.tree))
