@@ -21,29 +21,38 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from condgen.engine.disk import DISK_FULL, from_json, is_alive, replace_file, sync_folder, to_json, write_file
+from condgen.engine.manifest import (
+    MANIFEST,
+    SCHEMA,
+    STATE,
+    STEP,
+    SUFFIX,
+    Checkpoint,
+    Damaged,
+    first,
+    listed_bytes,
+    read_checkpoint,
+    seal,
+)
 from condgen.errors import CheckpointError
+
+__all__ = ["Checkpoint", "CheckpointStore", "faultpoint", "load_strict", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
-MANIFEST, STATE, BEST, SET_ASIDE, SUFFIX = "manifest.json", "state.json", "best.json", "set-aside", ".safetensors"
-MAX_JSON_BYTES = 64 * 2**20  # refuse to read more than this as text: a checkpoint may come from a stranger
+BEST, SET_ASIDE = "best.json", "set-aside"
 FAULT_EXIT = 86  # exit code of a process ended by `faultpoint`
-_STEP = re.compile(r"step-(\d{8,})")
 _TEMP = re.compile(r"\.tmp-(?:\d+|probe)-(\d+)")
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_LITTER = re.compile(r"\.DS_Store|\.nfs[0-9a-f]+")  # written by file managers and network file systems, not by us
 _STARTED = time.time()
 _faults: Counter[str] = Counter()
 
@@ -55,49 +64,6 @@ def faultpoint(name: str) -> None:
         _faults[name] += 1
         if _faults[name] >= int(nth or 1):
             os._exit(FAULT_EXIT)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint whose files all matched their manifest when it was opened.
-
-    step    updates done, so training continues with this step number
-    state   what `save` was given as JSON values (tuples come back as lists)
-    """
-
-    step: int
-    path: Path
-    state: dict[str, Any]
-    manifest: dict[str, Any]
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return tuple(self.manifest["groups"])
-
-    def tensors(self, group: str, *, allow_nan: bool = False) -> dict[str, Tensor]:
-        """Tensors of one group, on the CPU. Tied names share one tensor.
-
-        Raises CheckpointError if there is no such group, if the file changed since it was verified, or if a
-        tensor holds NaN: training on from NaN weights can only produce NaN. `allow_nan` reads them anyway.
-        """
-        entry = self.manifest["groups"].get(group)
-        if entry is None:
-            raise CheckpointError(f"{self.path} has no tensors named {group!r}; it has {', '.join(self.groups)}")
-        data = _read_verified(self.path / entry["file"], self.manifest["files"][entry["file"]])
-        try:
-            found: dict[str, Tensor] = safetensors.torch.load(data)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self.path / entry['file']} is not a safetensors file: {error}") from error
-        if not allow_nan:
-            bad = [name for name, tensor in found.items() if _has_nan(tensor)]
-            if bad:
-                raise CheckpointError(
-                    f"{self.path} holds NaN in {group}: {_first(bad)}. Resume from an earlier step, "
-                    "or force the load if you want to look at it"
-                )
-        for name, kept in entry["tied"].items():
-            found[name] = found[kept]
-        return found
 
 
 class CheckpointStore:
@@ -122,7 +88,7 @@ class CheckpointStore:
         if not self.folder.is_dir():
             return []
         found = [
-            (match, entry) for entry in os.scandir(self.folder) if (match := _STEP.fullmatch(entry.name)) is not None
+            (match, entry) for entry in os.scandir(self.folder) if (match := STEP.fullmatch(entry.name)) is not None
         ]
         return sorted(int(match[1]) for match, entry in found if entry.is_dir(follow_symlinks=False))
 
@@ -136,7 +102,7 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             try:
                 found = read_checkpoint(self._place(step))
-            except _Damaged as error:
+            except Damaged as error:
                 skipped.append(str(error))
                 continue
             for reason in skipped:
@@ -154,7 +120,7 @@ class CheckpointStore:
             raise CheckpointError(f"there is no checkpoint of step {step}; {listed}")
         try:
             return read_checkpoint(self._place(step))
-        except _Damaged as error:
+        except Damaged as error:
             raise CheckpointError(f"{error}; {listed}") from error
 
     def best(self) -> dict[str, Any] | None:
@@ -286,7 +252,7 @@ class CheckpointStore:
     def _check_space(self, target: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
         size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         steps = self.steps()
-        last = _listed_bytes(self._place(steps[-1])) if steps else 0
+        last = listed_bytes(self._place(steps[-1])) if steps else 0
         needed = 2 * max(size, last)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -307,7 +273,7 @@ class CheckpointStore:
     def _retire(self) -> None:
         """Removes what retention does not keep. A failure is a warning: it is tried again after the next save."""
         steps = self.steps()
-        sound = [step for step in steps if _listed_bytes(self._place(step))]
+        sound = [step for step in steps if listed_bytes(self._place(step))]
         held = self.best()
         kept = set(sound[-self.keep :])
         kept |= {step for step in sound if self.keep_every and step % self.keep_every == 0}
@@ -322,52 +288,6 @@ class CheckpointStore:
                 shutil.rmtree(entry)
         except OSError as error:
             logger.warning("could not remove an old checkpoint (%s); it will be tried again", error)
-
-
-class _Damaged(CheckpointError):
-    """This folder does not match its manifest."""
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Opens one checkpoint folder and verifies every byte of it against its manifest. Raises CheckpointError."""
-    if path.is_symlink() or not path.is_dir():
-        raise _Damaged(f"{path} is not a plain folder")
-    manifest = _read_manifest(path)
-    listed: dict[str, Any] = manifest["files"]
-    present = {entry.name for entry in os.scandir(path) if not _LITTER.fullmatch(entry.name)} - {MANIFEST}
-    if present != set(listed):
-        missing, extra = sorted(set(listed) - present), sorted(present - set(listed))
-        raise _Damaged(f"{path}: missing files {missing}, files that its manifest does not list {extra}")
-    for name, facts in listed.items():
-        _check_file(path / name, facts)
-    try:
-        state = from_json(_read_verified(path / STATE, listed[STATE]))
-    except ValueError as error:
-        raise _Damaged(f"{path / STATE} is not valid: {error}") from error
-    for schema in range(manifest["schema"], SCHEMA):
-        manifest, state = MIGRATIONS[schema](manifest, state)
-    if _STEP.fullmatch(path.name) and path.name != f"step-{manifest['step']:08d}":
-        raise _Damaged(f"{path} says that it is step {manifest['step']}; it was renamed")
-    return Checkpoint(manifest["step"], path, state, manifest)
-
-
-def from_schema_0(manifest: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Schema 0, the draft layout, called the step "iteration" and the averaged weights "average"; nothing was tied."""
-    names = {"average": "ema"}
-    files = [name for name in manifest["files"] if name.endswith(SUFFIX)]
-    groups = {names.get(file.removesuffix(SUFFIX), file.removesuffix(SUFFIX)): file for file in files}
-    renamed = {"step": state["iteration"], **{key: value for key, value in state.items() if key != "iteration"}}
-    return {
-        "schema": 1,
-        "step": manifest["iteration"],
-        "files": manifest["files"],
-        "groups": {group: {"file": file, "tied": {}} for group, file in groups.items()},
-    }, renamed
-
-
-Migration = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
-MIGRATIONS: dict[int, Migration] = {0: from_schema_0}
-"""Schema number -> function that turns its manifest and state into those of the next number."""
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str, hint: str = "") -> None:
@@ -386,7 +306,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str, hin
     ]
     if missing or unexpected or shapes:
         found = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
-        told = "; ".join(f"{title} ({len(names)}): {_first(names)}" for title, names in found.items() if names)
+        told = "; ".join(f"{title} ({len(names)}): {first(names)}" for title, names in found.items() if names)
         raise CheckpointError(
             f"the checkpoint does not fit the {what}: {told}. "
             f"Build it with the configuration of that run (its config.yaml){'. ' + hint if hint else ''}"
@@ -422,7 +342,7 @@ def _write_folder(
         put(STATE, to_json(dict(state), indent=1))
     except ValueError as error:
         raise CheckpointError(f"cannot store the state: {error}. Tensors belong in a group") from error
-    write_file(folder / MANIFEST, _seal({"schema": SCHEMA, "step": step, "files": files, "groups": groups}))
+    write_file(folder / MANIFEST, seal({"schema": SCHEMA, "step": step, "files": files, "groups": groups}))
     faultpoint("manifest")
     sync_folder(folder)
 
@@ -450,82 +370,7 @@ def _unshare(group: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     return kept, tied
 
 
-# reading one folder
-
-
-def _seal(body: dict[str, Any]) -> bytes:
-    """Manifest bytes: the body and its own sha256, so that damage in the manifest shows too."""
-    return to_json({**body, "sha256": hashlib.sha256(to_json(body)).hexdigest()}, indent=1)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not file.is_file() or file.is_symlink():
-        raise _Damaged(f"{path} has no {MANIFEST}, so it is not a checkpoint")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise _Damaged(f"{file} has {file.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
-    try:
-        data = file.read_bytes()
-        body = from_json(data)
-        del body["sha256"]
-        if _seal(body) != data:
-            raise ValueError("it does not match its own sha256")
-        schema = body["schema"]
-        sizes = [facts["bytes"] + len(facts["sha256"]) for facts in body["files"].values()]
-        if type(schema) is not int or schema < 0 or not sizes or STATE not in body["files"]:
-            raise ValueError("a field has the wrong kind of value")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise _Damaged(f"{file} is damaged: {error}") from error
-    if schema > SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {schema} and this condgen reads up to {SCHEMA}; "
-            "use the condgen version in the run's environment.json, or a newer one"
-        )
-    return dict(body)
-
-
-def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise _Damaged(f"{path} is not a plain file")
-    size = path.stat().st_size
-    if size != facts["bytes"]:
-        raise _Damaged(f"{path} has {size:,} bytes and its manifest says {facts['bytes']:,}")
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-            raise _Damaged(f"{path} does not match the sha256 in its manifest: its contents changed after saving")
-
-
-def _read_verified(path: Path, facts: Mapping[str, Any]) -> bytes:
-    """The bytes that are parsed are the bytes that were hashed, even if the file changes in between."""
-    if path.name == STATE and facts["bytes"] > MAX_JSON_BYTES:
-        raise _Damaged(f"{path} has {facts['bytes']:,} bytes; at most {MAX_JSON_BYTES:,} are read")
-    data = path.read_bytes()
-    if len(data) != facts["bytes"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise _Damaged(f"{path} does not match its manifest: its contents changed after saving")
-    return data
-
-
-def _listed_bytes(path: Path) -> int:
-    """Bytes of a checkpoint whose files are all there with the right sizes, otherwise 0; hashes are not read."""
-    try:
-        files = _read_manifest(path)["files"]
-        fits = all((path / name).stat().st_size == facts["bytes"] for name, facts in files.items())
-        return sum(facts["bytes"] for facts in files.values()) if fits else 0
-    except (CheckpointError, OSError):
-        return 0
-
-
 def _is_stale(temp: Path, pid: int) -> bool:
     if pid == os.getpid():  # in a container every run may have the same pid: then only its age tells
         return temp.stat().st_mtime < _STARTED
     return not is_alive(pid)
-
-
-def _has_nan(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return False
-    return bool(torch.isnan(tensor.float() if tensor.element_size() == 1 else tensor).any())
-
-
-def _first(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

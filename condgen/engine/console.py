@@ -44,11 +44,11 @@ class Console:
     def abandon(self) -> None:
         """Gives the stream up for good, and keeps Python from failing on it when it flushes at exit."""
         stream, self.stream = self.stream, None
-        if stream is None or stream is not sys.__stdout__:
-            return
         with contextlib.suppress(OSError, ValueError):
+            if stream is None or stream.fileno() != 1:
+                return
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(nowhere, 1)
             os.close(nowhere)
 
 
