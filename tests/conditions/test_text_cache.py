@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,12 +191,12 @@ def test_two_processes_may_share_a_folder(tmp_path):
     program = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from test_text_cache import Counting, CachedEncoder\n"
-        "for n in range(20): CachedEncoder(Counting(True), sys.argv[1]).fill([f'caption {i}' for i in range(5 * n)])\n"
+        "for n in range(9): CachedEncoder(Counting(True), sys.argv[1]).fill([f'caption {i}' for i in range(5 * n)])\n"
     )
-    here = str(__import__("pathlib").Path(__file__).parent)
+    here = str(Path(__file__).parent)
     argv = [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path), here, *sys.path]
     children = [subprocess.Popen(argv) for _ in range(2)]
     assert [child.wait() for child in children] == [0, 0]
     encoder = Counting(True)
-    CachedEncoder(encoder, tmp_path).fill([f"caption {i}" for i in range(95)])
+    CachedEncoder(encoder, tmp_path).fill([f"caption {i}" for i in range(40)])
     assert not encoder.asked
