@@ -92,11 +92,11 @@ class RowRandom:
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal (rows, *shape)."""
-        return self._stack([torch.randn(*shape, generator=stream) for stream in self.streams])
+        return self._stack([torch.randn(shape, generator=stream) for stream in self.streams])
 
     def rand(self, *shape: int) -> Tensor:
         """Uniform [0, 1) (rows, *shape)."""
-        return self._stack([torch.rand(*shape, generator=stream) for stream in self.streams])
+        return self._stack([torch.rand(shape, generator=stream) for stream in self.streams])
 
     def randint(self, high: int, *shape: int) -> Tensor:
         """Integers in [0, high), (rows, *shape)."""
