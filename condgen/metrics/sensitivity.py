@@ -81,11 +81,12 @@ def condition_sensitivity(
     try:
         base = _draw(system, condition, seed, batch_size)
         noise = _distance(base, _draw(system, condition, rng.derive(seed, "other noise"), batch_size))
+        everyone = torch.ones(len(condition), dtype=torch.bool)  # a mask: drop by probability draws random numbers
         measured = []
         for name in condition.given if fields is None else fields:
             swapped, changed = swap_field(condition, name, seed=seed)
             moved = _distance(base, _draw(system, swapped, seed, batch_size))
-            nulled = _distance(base, _draw(system, condition.drop(1.0, [name]), seed, batch_size))
+            nulled = _distance(base, _draw(system, condition.drop(everyone, [name]), seed, batch_size))
             rows = int(changed.sum())
             measured.append(
                 Sensitivity(

@@ -128,7 +128,7 @@ class JointEmbedding(Trainable):
 
     def _same(self, condition: Condition, device: torch.device) -> Tensor | None:
         """bool (B, B): pairs that are no negatives, being of one class or having one sentence."""
-        if self.by_class and condition.label is not None:
+        if self.by_class and condition.label is not None and not condition.label.is_floating_point():
             ids = condition.label.to(device)
         elif condition.text is not None and condition.text.strings is not None:
             strings = condition.text.strings
