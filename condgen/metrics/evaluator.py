@@ -86,7 +86,9 @@ class Evaluator(nn.Module):
         Pictures are rounded to 8 bits first, as if they had been saved. Independent of the batch size.
         """
         if images.dim() != 4 or images.shape[1] != self.channels:
-            raise ShapeError(f"pictures of shape {tuple(images.shape)}; this evaluator takes (N, {self.channels}, H, W)")
+            raise ShapeError(
+                f"pictures of shape {tuple(images.shape)}; this evaluator takes (N, {self.channels}, H, W)"
+            )
         out = [self._image_features(part) for part in images.split(batch_size)]
         return torch.cat(out) if out else torch.empty(0, self.options.dim)
 
@@ -213,9 +215,7 @@ def cached_evaluator(
     return made
 
 
-def load_pairs(
-    dataset: RowDataset, size: int, *, seed: int = 0, most: int = MAX_ROWS
-) -> tuple[Tensor, list[str]]:
+def load_pairs(dataset: RowDataset, size: int, *, seed: int = 0, most: int = MAX_ROWS) -> tuple[Tensor, list[str]]:
     """uint8 pictures (N, C, size, size) and their captions, at most `most` rows drawn by seed.
 
     Rows without a caption or that cannot be read are left out. Raises DataError when too few remain.
@@ -245,7 +245,9 @@ def pooled_text(encoder: TextSource, captions: Sequence[str]) -> Tensor:
     encoder.fill(list(captions))
     text = encoder.attach(Condition(text=Text(strings=tuple(captions)))).text
     if text is None or text.pooled is None:
-        raise ConfigError("the evaluator needs one vector per sentence; choose a text encoder such as minilm or hash_bow")
+        raise ConfigError(
+            "the evaluator needs one vector per sentence; choose a text encoder such as minilm or hash_bow"
+        )
     return text.pooled.float().cpu()
 
 

@@ -1,5 +1,7 @@
 """Feature extractors for FID and KID, by name, each with a fingerprint that goes into the signature.
 
+Numbers from different extractors are never comparable with each other:
+
     efficientnet_lite0    ImageNet features from an optional package; works offline
     inception:<file>      the Inception-v3 of published numbers, from a file that you bring (pytorch-fid layout)
     evaluator             the picture side of the evaluator trained on this data set
@@ -57,7 +59,9 @@ class Extractor:
         ones are repeated to three channels. Raises ShapeError for other shapes and DataError for a bad network.
         """
         if images.dim() != 4 or images.shape[1] not in (1, 3):
-            raise ShapeError(f"pictures of shape {tuple(images.shape)}; an extractor takes (N, 3, H, W) or (N, 1, H, W)")
+            raise ShapeError(
+                f"pictures of shape {tuple(images.shape)}; an extractor takes (N, 3, H, W) or (N, 1, H, W)"
+            )
         if not len(images):
             raise DataError("no pictures to extract features from")
         out = []
@@ -65,7 +69,9 @@ class Extractor:
             pixels = pixels_to_uint8(part).expand(-1, 3, -1, -1).to(self.device)
             made = self.network(pixels)
             if made.dim() != 2 or len(made) != len(part):
-                raise DataError(f"the extractor {self.name} gave {tuple(made.shape)} for {len(part)} pictures, not (B, d)")
+                raise DataError(
+                    f"the extractor {self.name} gave {tuple(made.shape)} for {len(part)} pictures, not (B, d)"
+                )
             out.append(made.float().cpu())
         return torch.cat(out)
 

@@ -99,9 +99,7 @@ def retrieval_scores(
                 floor=float(r_precision(of_fake[other], texts, rows).mean()),
                 ceiling=float(r_precision(of_real, texts, rows).mean()),
                 error=float(hits.std()) / count**0.5,
-                signature=signature(
-                    f"rprec@{k}", cand=k, n=count, evaluator=evaluator.fingerprint, **about, seed=seed
-                ),
+                signature=signature(f"rprec@{k}", cand=k, n=count, evaluator=evaluator.fingerprint, **about, seed=seed),
             )
         )
     return made

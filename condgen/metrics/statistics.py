@@ -36,7 +36,9 @@ class FeatureStatistics:
     def add(self, features: Tensor) -> FeatureStatistics:
         """Raises ShapeError for a wrong shape and DataError for NaN or inf."""
         if features.dim() != 2 or not features.is_floating_point():
-            raise ShapeError(f"features have dtype {features.dtype} and shape {tuple(features.shape)}; give float (N, d)")
+            raise ShapeError(
+                f"features have dtype {features.dtype} and shape {tuple(features.shape)}; give float (N, d)"
+            )
         for block in features.detach().split(BLOCK):
             rows = to_float64(block)
             if not bool(torch.isfinite(rows).all()):

@@ -39,7 +39,9 @@ class Block(nn.Module):
     pool "average" and "max" end in the unit `branch_pool`; "stride" is a strided maximum without parameters.
     """
 
-    def __init__(self, inside: int, branches: Sequence[Sequence[Step]], forks: Sequence[str], pool: str, out: int) -> None:
+    def __init__(
+        self, inside: int, branches: Sequence[Sequence[Step]], forks: Sequence[str], pool: str, out: int
+    ) -> None:
         super().__init__()
         self.pool = pool
         self.plan: list[tuple[list[str], list[str]]] = []

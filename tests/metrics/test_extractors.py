@@ -40,7 +40,7 @@ def test_bad_pictures_and_networks_are_refused():
 
 @pytest.mark.parametrize("name", ["inceptoin", "pixels8", "efficientnet_lite0:x", "evaluator:x"])
 def test_unknown_names_list_what_exists(name):
-    with pytest.raises(ConfigError, match="Available: .*inception:<file>"):
+    with pytest.raises(ConfigError, match=r"Available: .*inception:<file>"):
         extractor(name)
 
 
@@ -54,7 +54,7 @@ def test_auto_takes_the_best_that_is_there():
 
 
 def test_unfit_inception_files_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no file.*6726825d"):
+    with pytest.raises(ConfigError, match=r"no file.*6726825d"):
         extractor(f"inception:{tmp_path}/none.pth")
     torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match="another layout"):
@@ -111,8 +111,7 @@ def test_inception_equals_torch_fidelity(tmp_path):
             torch.nn.init.uniform_(module.weight, 0.8, 1.2)
             torch.nn.init.normal_(module.running_mean, std=0.05)
             torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
-    state = {k: v for k, v in ours.state_dict().items()}
-    torch.save(state, tmp_path / "inception.pth")
+    torch.save(ours.state_dict(), tmp_path / "inception.pth")
     theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(tmp_path / "inception.pth"))
     made = extractor(f"inception:{tmp_path}/inception.pth")
     assert not made.comparable_with_literature and made.resize == "tf1-bilinear-299"
