@@ -15,7 +15,7 @@ from condgen import registry, rng
 from condgen.conditions.stack import assign_forms
 from condgen.config import Config
 from condgen.config.schema import suggest
-from condgen.data.base import RowDataset
+from condgen.data.base import BatchDataset, DataSource, RowDataset, StreamBatches, batched
 from condgen.errors import ConfigError
 from condgen.systems.base import System
 from condgen.task import Task
@@ -38,8 +38,8 @@ class Built:
     """
 
     system: System
-    train_data: RowDataset
-    test_data: RowDataset
+    train_data: DataSource
+    test_data: DataSource
     spec: ConditionSpec
     target: TargetSpec
     encoder: CachedEncoder | None
@@ -53,6 +53,18 @@ class Built:
         if self.encoder is None or batch.condition.text is None:
             return batch
         return replace(batch, condition=self.encoder.attach(batch.condition))
+
+    def batches(self, rank: int = 0, world: int = 1) -> BatchDataset | StreamBatches:
+        """This process's share of the training batches, by number."""
+        options = self.options
+        return batched(
+            self.train_data, self.spec, batch_size=options.batch_size, seed=options.seed, rank=rank, world=world
+        )
+
+    @property
+    def can_score(self) -> bool:
+        """Scores and sample grids read rows by number, which a stream cannot give."""
+        return isinstance(self.test_data, RowDataset)
 
     def fill_captions(self) -> None:
         """Embeds every caption of both splits once; later steps only look them up."""
@@ -116,9 +128,9 @@ def check_phases(config: Config, system: System) -> None:
             )
 
 
-def _data(config: Config, split: str) -> RowDataset:
-    cls: Any = registry.load("data", config.data_name, RowDataset)
-    made: RowDataset = cls(split=split, **config.data)
+def _data(config: Config, split: str) -> DataSource:
+    cls: Any = registry.load("data", config.data_name, DataSource)
+    made: DataSource = cls(split=split, **config.data)
     return made
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
 from condgen import __version__, registry
 from condgen.errors import CondgenError
+
+GRACE_SECONDS = 3.0
 
 COMMANDS = {  # word -> (module of condgen.commands, what it does)
     "train": ("train", "train a system: condgen train task=text2image"),
@@ -38,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command = importlib.import_module(f"condgen.commands.{COMMANDS[words[0]][0]}")
-        code = command.main(words[1:])
+        code = int(command.main(words[1:]))
         sys.stdout.flush()
-        return int(code)
+        return _last(code)
     except CondgenError as error:
         _report(error)
-        return error.exit_code
+        return _last(error.exit_code)
     except BrokenPipeError:  # `condgen list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -71,6 +74,13 @@ def overview() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:<18} {registry.summary(kind, name)}" for name in registry.names(kind)]
     return "\n".join([*lines, "", "`condgen COMMAND --help` says more; docs/usage.md explains configuration."])
+
+
+def _last(code: int) -> int:
+    """A launcher ends every process when the first one fails; the others wait until that one has said why."""
+    if code and os.environ.get("RANK", "0") != "0":
+        time.sleep(GRACE_SECONDS)
+    return code
 
 
 def _report(error: CondgenError) -> None:

@@ -29,10 +29,12 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--limit {given.limit}: give a number of rows, at least 1")
     name, options = configuration.load_data(given.words)
 
-    from condgen.data.base import RowDataset
+    from condgen.data.base import DataSource, RowDataset
     from condgen.data.checks import check
 
-    cls: Any = registry.load("data", name, RowDataset)
+    cls: Any = registry.load("data", name, DataSource)
+    if not issubclass(cls, RowDataset):
+        raise ConfigError(f"{name} is a stream and is checked while it is read; check-data needs rows by number")
     other = None
     if given.against not in (given.split, "none"):
         with contextlib.suppress(DataError, ConfigError):  # a layout without that split has nothing to compare

@@ -24,13 +24,12 @@ MIB = 2**20
 def dry_run(config: Config) -> int:
     """Prints the tables. Several processes each do it alone; only the first prints."""
     from condgen.build import build
-    from condgen.data.base import BatchDataset
     from condgen.engine.world import World
 
     world = World.start(device=config.launch.device, precision=config.launch.precision, seed=config.train.seed)
     try:
         built = build(config)
-        data = BatchDataset(built.train_data, built.spec, batch_size=built.options.batch_size, seed=built.options.seed)
+        data = built.batches()
         started = time.perf_counter()
         batch = built.prepare(data[0].batch)
         loading = time.perf_counter() - started

@@ -40,6 +40,10 @@ def main(words: Sequence[str]) -> int:
         run = RunFolder.open(Path(given.run))
         store = CheckpointStore(run.checkpoints, keep=config.launch.keep)
         built = main_first(world, lambda: build(config))
+        if not built.can_score:
+            raise ConfigError(
+                f"{config.data_name} is a stream; scores read rows by number. Use data=folder, for example"
+            )
         main_first(world, built.fill_captions)
         newest = agreed(world, lambda: given.step if given.step is not None else getattr(store.latest(), "step", None))
         if newest is None:

@@ -37,8 +37,12 @@ def finish(built: Built, world: World, run: RunFolder, log: Log) -> None:
     built.system.load_state_dict({**built.system.state_dict(), **weights})
     if world.is_main:
         write_export(run.export, built.system, {}, export_info(built, checkpoint.step))
-    log.text("scoring ...")
-    scores = score(built, world, run, checkpoint.step)
+    scores: list[Score] = []
+    if built.can_score:
+        log.text("scoring ...")
+        scores = score(built, world, run, checkpoint.step)
+    else:
+        log.text("no scores: a stream has no rows by number; use condgen evaluate with data of another layout")
     if world.is_main:
         report = write_report(run)
         log.text(closing(run, report, scores, built))

@@ -145,22 +145,22 @@ def _run(built: Built, world: World, run: RunFolder, log: Log, start: Checkpoint
 
 def make_trainer(built: Built, world: World, run: RunFolder, log: Log) -> Trainer:
     """The trainer over this process's share of the data."""
-    from condgen.data.base import BatchDataset
     from condgen.engine.trainer import Trainer
 
     main_first(world, built.fill_captions)
-    options = built.options
-    data = BatchDataset(
-        built.train_data,
-        built.spec,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        rank=world.rank,
-        world=world.world,
+    hooks = built.task.hooks(built, run, log) if built.can_score else ()
+    return Trainer(
+        built.system,
+        built.batches(world.rank, world.world),  # type: ignore[arg-type]  # a stream's batches have this interface
+        built.prepare,
+        built.optim,
+        built.options,
+        world,
+        run,
+        log,
+        hooks,
+        open_store(built.config, run),
     )
-    hooks = built.task.hooks(built, run, log)
-    store = open_store(built.config, run)
-    return Trainer(built.system, data, built.prepare, built.optim, options, world, run, log, hooks, store)
 
 
 def open_store(config: Config, run: RunFolder) -> CheckpointStore:

@@ -174,13 +174,13 @@ def train_sections() -> tuple[dict[str, Option], dict[str, Option]]:
 
 def _classes() -> dict[str, tuple[str, type, tuple[str, ...]]]:
     """section -> (registry kind, base class, constructor parameters that the framework gives)."""
-    from condgen.data.base import RowDataset
+    from condgen.data.base import DataSource
     from condgen.systems.base import System
     from condgen.task import Task
 
     return {
         "system": ("systems", System, ("condition", "target")),
-        "data": ("data", RowDataset, ("split",)),
+        "data": ("data", DataSource, ("split",)),
         "eval": ("tasks", Task, ()),
     }
 
@@ -275,7 +275,7 @@ def _checked(tree: Tree, origins: Origins, problems: list[str]) -> Config | None
 
 def load_data(words: Sequence[str]) -> tuple[str, Tree]:
     """(name, constructor options) of a data set alone: `data=NAME data.root=...`. Raises ConfigError."""
-    from condgen.data.base import RowDataset
+    from condgen.data.base import DataSource
 
     problems: list[str] = []
     given = read_words(words)
@@ -292,7 +292,7 @@ def load_data(words: Sequence[str]) -> tuple[str, Tree]:
     if not problems:
         check = Checker(tree, origins, problems, SECTIONS)
         check.section("data", options_of(DataOptions))
-        out = check.section("data", options_of(registry.load("data", name, RowDataset), ("split",)))
+        out = check.section("data", options_of(registry.load("data", name, DataSource), ("split",)))
         check.finish()
     _raise(problems)
     return name, out
