@@ -1,0 +1,108 @@
+"""A sentence -> a picture. Scored by text R-precision, condition sensitivity, KID and FID."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from condgen import rng
+from condgen.data.base import RowDataset
+from condgen.engine.drawing import draw_grid
+from condgen.engine.sample import sample_over, sample_rows
+from condgen.engine.trainer import Hook
+from condgen.metrics.quality import quality_scores
+from condgen.metrics.retrieval import evaluator_for, retrieval_scores
+from condgen.metrics.score import Score
+from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.systems.base import System
+from condgen.task import Task
+from condgen.types import Condition
+
+if TYPE_CHECKING:
+    from condgen.build import Built
+    from condgen.engine.log import Log
+    from condgen.engine.run import RunFolder
+    from condgen.engine.world import World
+
+COLUMNS = 4
+SENSITIVITY_ROWS = 16
+
+
+class Text2Image(Task):
+    """The sample grid has half its rows from captions that were trained on and half from held-out ones.
+
+    grid_rows   rows of the sample grid
+    """
+
+    conditions: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __init__(self, *, grid_rows: int = 8) -> None:
+        self.grid_rows = grid_rows
+
+    def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
+        every = built.options.sample_every
+        seen = max(1, min(self.grid_rows // 2, len(built.train_data)))
+        held = max(1, min(self.grid_rows - seen, len(built.test_data)))
+        seen_condition, seen_real, _ = rows_of(built, built.train_data, seen, seed=0)
+        held_condition, held_real, _ = rows_of(built, built.test_data, held, seed=0)
+        shown = Condition.cat([seen_condition, held_condition])
+        real = torch.cat([seen_real, held_real])
+        probe, _, _ = rows_of(built, built.train_data, min(SENSITIVITY_ROWS, len(built.train_data)), seed=1)
+
+        def draw(system: System, step: int) -> None:
+            ids = list(range(COLUMNS)) * len(shown)
+            pixels = sample_rows(system, shown.repeat(COLUMNS), seed=0, ids=ids)
+            grid = draw_grid(
+                pixels.view(len(shown), COLUMNS, *pixels.shape[1:]),
+                shown,
+                real=real,
+                title=f"step {step}: {seen} captions of the training split, {held} held out",
+                attribution=built.train_data.attribution,
+            )
+            log.media(step, "grid", grid)
+
+        def sensitivity(system: System, step: int) -> Mapping[str, float]:
+            measured = condition_sensitivity(system, probe)
+            require_sensitive(measured)
+            return {f"sensitivity/{m.field}": m.relative for m in measured}
+
+        return [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+
+    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+        """Held-out captions first: rprec@10 and @100, FID and KID, sensitivity; then rprec on captions that were seen."""
+        scores: list[Score] = []
+        for split, data in (("test", built.test_data), ("train", built.train_data)):
+            condition, real, captions = rows_of(built, data, options.num_samples, seed=options.seed)
+            ids = list(range(len(condition)))
+            fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
+            evaluator = evaluator_for(built, device=world.device)
+            assert condition.text is not None and condition.text.pooled is not None
+            about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split, "text": built.config.text.encoder}
+            found = retrieval_scores(
+                evaluator, fake, real, captions, condition.text.pooled, about=about, seed=options.seed
+            )
+            if split == "test":
+                scores += found
+                scores += quality_scores(fake, real, options=options, about=about, evaluator=evaluator)
+                scores += [m.score() for m in condition_sensitivity(system, condition.index(slice(0, SENSITIVITY_ROWS)))]
+            else:
+                scores += [Score(**{**s.to_dict(), "name": f"{s.name}/seen"}) for s in found]
+        return scores
+
+
+def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
+    """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
+
+    With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
+    """
+    from condgen.data.base import collate
+
+    order = rng.permutation(len(data), seed, "scored rows").tolist()
+    rows = [order[i % len(order)] for i in range(count)]
+    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
+    text = batch.condition.text
+    assert text is not None and text.strings is not None
+    return batch.condition, batch.target, list(text.strings)
