@@ -68,7 +68,9 @@ def load(
     found = find_weights(folder)
     _refuse_own_code(found.info.system, folder)
     system = make_system(found.info, found.tensors, found.source, whole=found.whole).to(choose_device(device))
-    return Pipeline(found.info, system, precision=precision, source=found.source, encoder=encoder, check_encoder=check_encoder)
+    return Pipeline(
+        found.info, system, precision=precision, source=found.source, encoder=encoder, check_encoder=check_encoder
+    )
 
 
 def choose_device(name: str) -> torch.device:
