@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from condgen.data.base import BatchDataset, too_many_bad
+from condgen.data.base import BatchDataset, StreamBatches, too_many_bad
 from condgen.engine import state
 from condgen.engine.checkpoint import Checkpoint, CheckpointStore
 from condgen.engine.clock import Clock
@@ -71,7 +71,7 @@ class Trainer:
     def __init__(
         self,
         system: Trainable,
-        data: BatchDataset,
+        data: BatchDataset | StreamBatches,
         prepare: Callable[[Batch], Batch],
         optim: Mapping[str, OptimOptions],
         options: TrainOptions,
