@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,10 +65,12 @@ def load(
         from condgen.engine.hub import fetch_export
 
         folder = fetch_export(str(path), revision)
-    info, tensors, source = find_weights(folder)
-    _refuse_own_code(info.system, folder)
-    system = make_system(info, tensors, source).to(choose_device(device))
-    return Pipeline(info, system, precision=precision, source=source, encoder=encoder, check_encoder=check_encoder)
+    found = find_weights(folder)
+    _refuse_own_code(found.info.system, folder)
+    system = make_system(found.info, found.tensors, found.source, whole=found.whole).to(choose_device(device))
+    return Pipeline(
+        found.info, system, precision=precision, source=found.source, encoder=encoder, check_encoder=check_encoder
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -83,13 +85,22 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def find_weights(folder: Path) -> tuple[ExportInfo, dict[str, Tensor], str]:
-    """(info, tensors, where they came from) of a run folder or an export folder. Raises CheckpointError."""
+class Found(NamedTuple):
+    """A described system and its weights; whole: also those that sampling does not need."""
+
+    info: ExportInfo
+    tensors: dict[str, Tensor]
+    source: str
+    whole: bool
+
+
+def find_weights(folder: Path) -> Found:
+    """What a run folder or an export folder holds. Raises CheckpointError."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no run or export folder at {folder}; give runs/NAME or owner/name on the Hub")
     for export in (folder / "export", folder):
         if is_export(export):
-            return *read_export(export), str(export)
+            return Found(*read_export(export), str(export), whole=False)
     if (folder / "checkpoints").is_dir():
         return _from_checkpoint(folder)
     if (folder / CONFIG).is_file():
@@ -97,7 +108,7 @@ def find_weights(folder: Path) -> tuple[ExportInfo, dict[str, Tensor], str]:
     raise CheckpointError(f"{folder} holds neither an export nor checkpoints; give the folder of a training run")
 
 
-def _from_checkpoint(run: Path) -> tuple[ExportInfo, dict[str, Tensor], str]:
+def _from_checkpoint(run: Path) -> Found:
     """Averaged weights of the newest valid checkpoint of a run that has no export yet."""
     from condgen.engine.checkpoint import CheckpointStore
 
@@ -110,15 +121,13 @@ def _from_checkpoint(run: Path) -> tuple[ExportInfo, dict[str, Tensor], str]:
         )
     info = ExportInfo.from_dict(read_config(run / SYSTEM), str(run / SYSTEM))
     info = replace(info, step=checkpoint.step)
-    names = registry.load("systems", info.system, System).generates
     merged = checkpoint.tensors("system")
     averaged = "ema" in checkpoint.groups
     if averaged:
         merged |= checkpoint.tensors("ema")
-    kept = {k: t for k, t in merged.items() if not names or any(k == n or k.startswith(f"{n}.") for n in names)}
     source = f"{checkpoint.path} ({'averaged' if averaged else 'raw'} weights of step {checkpoint.step})"
     logger.warning("%s has no export yet; using %s", run, source)
-    return info, kept, source
+    return Found(info, merged, source, whole=True)
 
 
 def _refuse_own_code(system: str, folder: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from condgen import rng
-from condgen.data.base import RowDataset
+from condgen.data.base import RowDataset, collate
+from condgen.data.cache import cache_folder
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
+from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.quality import quality_scores
-from condgen.metrics.retrieval import evaluator_for, retrieval_scores
+from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.systems.base import System
@@ -67,30 +70,59 @@ class Text2Image(Task):
         def sensitivity(system: System, step: int) -> Mapping[str, float]:
             measured = condition_sensitivity(system, probe)
             require_sensitive(measured)
-            return {f"sensitivity/{m.field}": m.relative for m in measured}
+            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
 
         return [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
-        """Held-out captions first: rprec@10 and @100, FID and KID, sensitivity; then rprec on captions that were seen."""
+        """On held-out captions rprec@10 and @100, KID, FID and sensitivity; then rprec on captions that were seen."""
+        judge = evaluator_of(built, world)
+        asked = {split: rows_of(built, data, options.num_samples, seed=options.seed) for split, data in splits(built)}
         scores: list[Score] = []
-        for split, data in (("test", built.test_data), ("train", built.train_data)):
-            condition, real, captions = rows_of(built, data, options.num_samples, seed=options.seed)
+        for split, data in splits(built):
+            condition, real, captions = asked[split]
             ids = list(range(len(condition)))
             fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
-            evaluator = evaluator_for(built, device=world.device)
-            assert condition.text is not None and condition.text.pooled is not None
-            about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split, "text": built.config.text.encoder}
+            about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split}
+            text = condition.text
+            assert text is not None and text.pooled is not None
             found = retrieval_scores(
-                evaluator, fake, real, captions, condition.text.pooled, about=about, seed=options.seed
-            )
-            if split == "test":
-                scores += found
-                scores += quality_scores(fake, real, options=options, about=about, evaluator=evaluator)
-                scores += [m.score() for m in condition_sensitivity(system, condition.index(slice(0, SENSITIVITY_ROWS)))]
-            else:
-                scores += [Score(**{**s.to_dict(), "name": f"{s.name}/seen"}) for s in found]
+                judge, fake, real, captions, text.pooled, seed=options.seed,
+                about={**about, "text": built.config.text.encoder},
+            )  # fmt: skip
+            if split == "train":
+                scores += [replace(one, name=f"{one.name}/seen") for one in found]
+                continue
+            scores += found
+            scores += quality_scores(
+                fake, real, asked["train"][1], name=options.extractor, about=about, evaluator=judge,
+                device=world.device, seed=options.seed,
+            )  # fmt: skip
+            probe = condition.index(slice(0, SENSITIVITY_ROWS))
+            for one in condition_sensitivity(system, probe, seed=options.seed):
+                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
         return scores
+
+
+def splits(built: Built) -> list[tuple[str, RowDataset]]:
+    """The held-out split that is scored, then the one that was trained on."""
+    pairs = ((built.config.eval.split, built.test_data), ("train", built.train_data))
+    return [(name, data) for name, data in dict(pairs).items() if isinstance(data, RowDataset)]
+
+
+def evaluator_of(built: Built, world: World) -> Evaluator:
+    """The dual encoder for this data, trained on its training split by the first process and cached for the others."""
+    assert built.encoder is not None and isinstance(built.train_data, RowDataset)
+    about = {"data": built.config.data_name, "split": "train", "text": built.encoder.fingerprint}
+
+    def made() -> Evaluator:
+        assert built.encoder is not None and isinstance(built.train_data, RowDataset)
+        folder = cache_folder() / "evaluators"
+        return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=world.device, say=print)
+
+    judge = made() if world.is_main else None
+    world.barrier()
+    return judge or made()
 
 
 def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
@@ -98,8 +130,6 @@ def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[C
 
     With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
     """
-    from condgen.data.base import collate
-
     order = rng.permutation(len(data), seed, "scored rows").tolist()
     rows = [order[i % len(order)] for i in range(count)]
     batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()

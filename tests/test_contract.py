@@ -89,7 +89,9 @@ def condition(fields: tuple[str, ...], rows: int = ROWS) -> Condition:
         "boxes": Boxes(torch.cat([corners, corners + 0.3], dim=2), torch.ones(rows, 2, dtype=torch.bool)),
         "keypoints": Keypoints(torch.rand(rows, 3, 2, generator=g), torch.ones(rows, 3, dtype=torch.bool)),
         "image": Image(torch.rand(rows, 3, SIDE, SIDE, generator=g) * 2 - 1),
-        "frames": Frames(torch.rand(rows, 2, 3, SIDE, SIDE, generator=g) * 2 - 1, torch.ones(rows, 2, dtype=torch.bool)),
+        "frames": Frames(
+            torch.rand(rows, 2, 3, SIDE, SIDE, generator=g) * 2 - 1, torch.ones(rows, 2, dtype=torch.bool)
+        ),
     }
     return Condition(**{f: full[f] for f in fields})
 

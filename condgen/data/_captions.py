@@ -6,16 +6,13 @@ Shared by the data sets whose pictures have several captions each.
 from __future__ import annotations
 
 import contextlib
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from condgen.data.archive import inside
+from condgen.data._manifest import MAX_CAPTION, clean_caption, inside
 from condgen.errors import ConfigError, DataError
-
-MAX_CHARACTERS = 2000  # of one caption; a longer "sentence" is a damaged file
 
 TENSOR_FILES = (".t7", ".h5", ".pickle", ".pkl")
 TENSOR_ADVICE = (
@@ -26,13 +23,11 @@ TENSOR_ADVICE = (
 
 
 def clean(text: str) -> str:
-    """One line, NFC, without control characters and doubled spaces. "" for what is not a sentence."""
-    if len(text) > MAX_CHARACTERS:
+    """One line, NFC, without control characters and doubled spaces. "" for what is no sentence, or a damaged file."""
+    if len(text) > MAX_CAPTION:
         return ""
-    if not (text.isascii() and text.isprintable()):
-        spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
-        text = unicodedata.normalize("NFC", spaced)
-    return " ".join(text.split())
+    plain = text.isascii() and text.isprintable()  # nearly all of 600,000 captions: skip the look at each character
+    return " ".join(text.split()) if plain else clean_caption(text)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -57,7 +52,7 @@ class Texts:
     def lines(self, name: str) -> list[str]:
         """The captions of one file. Raises DataError when it is missing, empty or leads out of the folder."""
         if name not in self._known:
-            self._known[name] = read_lines(inside(self.folder, name))
+            self._known[name] = read_lines(inside(self.folder, self.folder, name))
         return self._known[name]
 
     def every(self, names: Iterable[str]) -> list[str]:

@@ -43,18 +43,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def inside(folder: Path, name: str) -> Path:
-    """folder / name, after links are followed. DataError when that is not below `folder`.
-
-    `folder` itself may be a link: people keep pictures on another disk. A link below it may not lead out.
-    """
-    base = folder.resolve()
-    path = (base / check_name(name)).resolve()
-    if not path.is_relative_to(base):
-        raise DataError(f"{name[:80]!r} is a link that leads out of its folder; copy the file instead")
-    return path
-
-
 class _Strict(tarfile.TarInfo):
     """Headers that are neither valid nor the end marker raise DataError, where tarfile would just stop."""
 

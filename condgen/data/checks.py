@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from condgen.data.base import RowDataset, collate, too_many_bad
@@ -133,6 +132,15 @@ def _check_row(data: RowDataset, sample: Sample) -> None:
     if tuple(sample.target.shape) != data.target.shape:
         raise DataError(f"the target has shape {tuple(sample.target.shape)}; the data set says {data.target.shape}")
     expect_pixels("target", sample.target)
+    spec = data.provides
+    image = (spec.image.channels, spec.image.height, spec.image.width) if spec.image else None
+    past = (spec.frames.frames, spec.frames.channels, spec.frames.height, spec.frames.width) if spec.frames else None
+    points = (spec.keypoints.num_points, 2) if spec.keypoints else None
+    for name, value, shape in (
+        ("image", sample.image, image), ("frames", sample.frames, past), ("keypoints", sample.keypoints, points),
+    ):  # fmt: skip
+        if value is not None and shape is not None and tuple(value.shape) != shape:
+            raise DataError(f"{name} has shape {tuple(value.shape)}; the data set says {shape}")
     # a field that this row lacks is legal, and collating it alone could not tell its shape
     given = [name for name in FIELDS if getattr(sample, _SAMPLE_FIELDS.get(name, name)) is not None]
     batch = collate([sample], data.provides.only(given)).as_float()
@@ -140,9 +148,6 @@ def _check_row(data: RowDataset, sample: Sample) -> None:
     text = batch.condition.text
     if text is not None and text.strings is not None and not text.strings[0].strip():
         raise DataError("the caption is empty")
-    for field_name, points in (("boxes", sample.boxes), ("keypoints", sample.keypoints)):
-        if points is not None and not bool(torch.isfinite(points).all()):
-            raise DataError(f"{field_name} holds NaN or inf")
 
 
 def _count(report: Report, sample: Sample) -> None:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from condgen.data._captions import clean, draw
+from condgen.data._manifest import inside
 from condgen.data._view import Framing, corner_boxes, parse_kinds, pixel_points
-from condgen.data.archive import check_name, inside
+from condgen.data.archive import check_name
 from condgen.data.base import RowDataset
 from condgen.data.decode import decode_image
 from condgen.errors import ConfigError, DataError
@@ -124,7 +125,8 @@ class Coco(RowDataset):
     def sample(self, index: int, random: torch.Generator | None) -> Sample:
         ident = self._ids[index]
         image = self._images[ident]
-        picture = decode_image(inside(self._folder, image["file_name"]), channels=3)
+        folder = self._folder  # may itself be a link: people keep pictures on another disk
+        picture = decode_image(inside(folder, folder, image["file_name"]), channels=3)
         width, height = float(image["width"]), float(image["height"])
         self._check_aspect(ident, width / height, picture)
         view = self.framing.view(picture, random)

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 
 from condgen.data._captions import Texts, draw, text_folder, zero_shot_classes
+from condgen.data._manifest import inside
 from condgen.data._view import Framing, Region, corner_boxes, parse_kinds, pixel_points
-from condgen.data.archive import check_name, inside
+from condgen.data.archive import check_name
 from condgen.data.base import RowDataset
 from condgen.data.decode import decode_image
 from condgen.errors import ConfigError, DataError
@@ -120,7 +121,8 @@ class Cub(RowDataset):
 
     def sample(self, index: int, random: torch.Generator | None) -> Sample:
         ident = self._ids[index]
-        picture = decode_image(inside(self.folder / "images", self._files[ident]), channels=3)
+        folder = self.folder / "images"  # may itself be a link: people keep pictures on another disk
+        picture = decode_image(inside(folder, folder, self._files[ident]), channels=3)
         height, width = picture.shape[-2:]
         view = self.framing.view(picture, random, self._region(ident, width, height))
         fields: dict[str, Any] = {}

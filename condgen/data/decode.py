@@ -78,11 +78,11 @@ def decode_image(
     if channels not in (None, 1, 3, 4):
         raise ConfigError(f"channels={channels!r}: choose 1, 3, 4 or leave it out to keep the file's own")
     with _Opened(source, max_pixels) as image:
-        deep = _is_deep(image)  # before load, which forgets what the file held
+        deep, raw_modes = _is_deep(image), _raw_modes(image)  # before load, which forgets what the file held
         image.load()
         turn = _orientation(image.getexif)
-        array = _deep(image, source) if deep else _shallow(image)
-    pixels = torch.from_numpy(np.ascontiguousarray(_upright(array, turn).transpose(2, 0, 1)))
+        array = _deep(image, raw_modes[0], _Opened(source, max_pixels)) if deep else _shallow(image)
+    pixels = torch.from_numpy(np.array(_upright(array, turn).transpose(2, 0, 1), order="C"))
     return _with_channels(pixels, channels, background)
 
 
@@ -164,7 +164,7 @@ def _is_deep(image: PIL.Image.Image) -> bool:
 
 
 def _raw_modes(image: PIL.Image.Image) -> list[str]:
-    return [str(tile[3]) for tile in getattr(image, "tile", ())]
+    return [str(tile[3]) for tile in getattr(image, "tile", ())] or [""]
 
 
 def _shallow(image: PIL.Image.Image) -> np.ndarray:
@@ -182,8 +182,11 @@ def _shallow(image: PIL.Image.Image) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _deep(image: PIL.Image.Image, source: Path | str | bytes) -> np.ndarray:
-    """float32 (H, W, C) in [-1, 1] from 16 bits a channel, or from float pixels that already lie there."""
+def _deep(image: PIL.Image.Image, raw_mode: str, again: _Opened) -> np.ndarray:
+    """float32 (H, W, C) in [-1, 1] from 16 bits a channel, or from float pixels that already lie there.
+
+    `image` is loaded; `again` opens the same picture once more.
+    """
     if image.mode == "F":
         values = np.asarray(image, np.float32)
         if not (values.min() >= -1 and values.max() <= 1):  # also refuses NaN
@@ -194,12 +197,18 @@ def _deep(image: PIL.Image.Image, source: Path | str | bytes) -> np.ndarray:
         if numbers.min() < 0 or numbers.max() > 65535:
             raise DataError("32-bit pixels outside 0..65535 have no known range; save 16-bit PNG or TIFF")
         return (numbers / 32767.5 - 1).astype(np.float32)[..., None]
-    import torchvision.io
-
-    # Pillow's load has checked every checksum by now, which this decoder does not
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    wide = torchvision.io.decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    return (wide.permute(1, 2, 0).numpy().astype(np.float64) / 32767.5 - 1).astype(np.float32)
+    # Pillow keeps one byte of each 16-bit colour. Which one is the raw mode's choice: "16B" takes the first, the
+    # high one, "16L" the second. Two passes give both. (torchvision's decoder would give them at once, but it
+    # crashes the process on damaged files.) Grey with alpha has four bytes a pixel, just like 8-bit RGBA.
+    with again as twin:
+        other = "RGBA" if raw_mode == "LA;16B" else raw_mode.replace("16B", "16L")
+        twin.tile = [tile._replace(args=other) for tile in twin.tile]  # type: ignore[attr-defined]
+        second = np.asarray(twin).astype(np.int64)
+    if raw_mode == "LA;16B":
+        numbers = second[..., 0::2] * 256 + second[..., 1::2]
+    else:
+        numbers = np.asarray(image).astype(np.int64) * 256 + second
+    return (numbers / 32767.5 - 1).astype(np.float32)
 
 
 def _with_channels(pixels: Tensor, channels: int | None, background: int | tuple[int, int, int]) -> Tensor:

@@ -153,13 +153,14 @@ class Folder(RowDataset):
             if other.shape != frame.shape:
                 raise DataError(f"{row.key}: {path.name} has another shape than the picture; pairs must match")
             part = cut(other, (self.size, self.size), (draws[0], draws[1]))[0]
-            return (part.flip(-1) if flip else part).contiguous()
+            return part.flip(-1) if flip else part.clone(memory_format=torch.contiguous_format)
 
         boxes, box_labels = self._boxes(row, shown, *view)
         xy, visible = self._points(row, shown, *view)
         return Sample(
             key=row.key,
-            target=(target.flip(-1) if flip else target).contiguous(),
+            # a copy: the frame stays in the cache and must not change with the sample
+            target=target.flip(-1) if flip else target.clone(memory_format=torch.contiguous_format),
             label=None if row.label is None else self._label_index[row.label],
             caption=self._caption(row, draws[3]),
             boxes=boxes,
@@ -276,7 +277,13 @@ def _check_options(given: dict[str, object]) -> None:
     for name, choices in allowed.items():
         if given[name] not in choices:
             raise ConfigError(f"data.{name}={given[name]!r}: choose one of {', '.join(map(str, choices))}")
-    ranges = {"size": (1, 4096), "holdout": (0, 0.99), "background": (0, 255), "max_boxes": (1, 10_000)}
+    ranges = {
+        "size": (1, 4096),
+        "holdout": (0, 0.99),
+        "background": (0, 255),
+        "max_boxes": (1, 10_000),
+        "cache_mib": (0, 2**20),
+    }
     for name, (low, high) in ranges.items():
         value = given[name]
         if not isinstance(value, int | float) or not low <= value <= high:

@@ -158,8 +158,8 @@ class OpenMoji(RowDataset):
         art = resize(self._icon(index), place)
         layers = paste(art, place, self.size)
         target = self._composite(layers, self._backdrop(index, random))
-        line = layers[4:].expand(self.line_channels, -1, -1)
-        return self._row(index, target, layers[3:4], image=line.contiguous())
+        line = layers[4:].repeat(self.line_channels, 1, 1)  # a copy: the layers may be the cache's own
+        return self._row(index, target, layers[3:4], image=line)
 
     # one row
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from condgen.data._captions import Texts, draw, text_folder, zero_shot_classes
+from condgen.data._manifest import inside
 from condgen.data._view import Framing, parse_kinds
-from condgen.data.archive import inside
 from condgen.data.base import RowDataset
 from condgen.data.decode import decode_image
 from condgen.errors import ConfigError, DataError
@@ -101,7 +101,8 @@ class Oxford102(RowDataset):
 
     def sample(self, index: int, random: torch.Generator | None) -> Sample:
         ident = self._ids[index]
-        picture = decode_image(inside(self._jpg, f"image_{ident:05d}.jpg"), channels=3)
+        folder = self._jpg  # may itself be a link: people keep pictures on another disk
+        picture = decode_image(inside(folder, folder, f"image_{ident:05d}.jpg"), channels=3)
         view = self.framing.view(picture, random)
         fields: dict[str, Any] = {}
         if self._texts is not None:

@@ -81,8 +81,8 @@ class AskedCell:
     points: tuple[tuple[tuple[float, ...], str], ...] = ()  # (xy in [0, 1], colour)
     pictures: list[tuple[str, Image.Image]] = field(default_factory=list)
 
-    def layout_over(self, picture: Image.Image) -> Image.Image:
-        """Boxes and keypoints on top of `picture`."""
+    def layout_over(self, picture: Image.Image, *, tint: bool = False) -> Image.Image:
+        """Boxes and keypoints on top of `picture`; `tint` also colours the inside of boxes a little."""
         if not self.boxes and not self.points:
             return picture
         width, height = picture.size
@@ -92,7 +92,7 @@ class AskedCell:
         for (x0, y0, x1, y1), colour in self.boxes:
             rgb = ImageColor.getrgb(colour)
             corners = (x0 * layer.width, y0 * layer.height, x1 * layer.width - 1, y1 * layer.height - 1)
-            draw.rectangle(corners, outline=(*rgb, 255), fill=(*rgb, 36), width=round(2 * unit))
+            draw.rectangle(corners, outline=(*rgb, 255), fill=(*rgb, 36 if tint else 0), width=round(2 * unit))
         for (x, y), colour in self.points:
             for radius, fill in ((4.2 * unit, "#ffffff"), (3.0 * unit, colour)):
                 cx, cy = x * layer.width, y * layer.height
@@ -170,7 +170,9 @@ def _cell(condition: Condition, row: int, size: tuple[int, int], names: Sequence
             tiles.append((f"t={t - len(frames)}", into(to_rgb(frames[t]), size) if shown else _nothing(size)))
     if condition.boxes is not None or condition.keypoints is not None:
         drawn = cell.boxes or cell.points
-        tiles.append(("layout", cell.layout_over(Image.new("RGB", size, BLANK)) if drawn else _nothing(size)))
+        tiles.append(
+            ("layout", cell.layout_over(Image.new("RGB", size, BLANK), tint=True) if drawn else _nothing(size))
+        )
     return cell
 
 

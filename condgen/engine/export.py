@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -141,9 +141,14 @@ class Exportable(Protocol):
 
 def exported(system: Exportable) -> dict[str, Tensor]:
     """The tensors that sampling needs, named as in the system's state_dict: `System.generates`, or all."""
-    state = system.state_dict()
-    names = system.generates
-    return {k: t for k, t in state.items() if not names or any(k == n or k.startswith(f"{n}.") for n in names)}
+    return only_generating(system.state_dict(), system.generates)
+
+
+def only_generating(tensors: Mapping[str, Tensor], generates: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors that belong to the submodules `generates`; () = all of them."""
+    return {
+        k: t for k, t in tensors.items() if not generates or any(k == n or k.startswith(f"{n}.") for n in generates)
+    }
 
 
 def write_export(
@@ -257,9 +262,10 @@ def read_export(folder: Path | str, *, max_bytes: int = MAX_WEIGHT_BYTES) -> tup
 # building
 
 
-def make_system(info: ExportInfo, tensors: Mapping[str, Tensor], source: str) -> System:
+def make_system(info: ExportInfo, tensors: Mapping[str, Tensor], source: str, *, whole: bool = False) -> System:
     """The system on the CPU in eval mode, with only the submodules that sampling needs.
 
+    whole: `tensors` are those of a checkpoint, critics included, and what sampling does not need is passed over.
     Names and shapes are compared on the meta device first, so a config that asks for a huge network is
     refused before memory is allocated. Raises CheckpointError naming the first five wrong keys of each sort.
     """
@@ -273,6 +279,7 @@ def make_system(info: ExportInfo, tensors: Mapping[str, Tensor], source: str) ->
     except Exception:
         sketch = None  # some constructors compute values, which meta tensors cannot; the real one is checked below
     if sketch is not None:
+        tensors = only_generating(tensors, sketch.generates) if whole else tensors
         check_fits(exported(sketch), tensors, source)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -280,14 +287,15 @@ def make_system(info: ExportInfo, tensors: Mapping[str, Tensor], source: str) ->
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{source}: {info.system} refuses the stored options: {error}") from error
     keep_generating(system)
-    load_exported(system, tensors, source)
+    load_exported(system, only_generating(tensors, system.generates) if whole else tensors, source)
     return system.eval()
 
 
 def keep_generating(system: System) -> None:
     """Removes submodules that `System.generates` does not name: critics cost memory and never sample."""
-    for name in list(system._modules):
-        if system.generates and not any(n == name or n.startswith(f"{name}.") for n in system.generates):
+    names = tuple(system.generates)  # read once: it may be a property that looks at the modules
+    for name, module in list(system._modules.items()):
+        if names and module is not None and not any(n == name or n.startswith(f"{name}.") for n in names):
             delattr(system, name)
 
 

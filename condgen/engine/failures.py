@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ def not_finite(runner: Runner, data: StepData, repeat: int, result: Result, run:
         facts = {"step": step, "phase": phase, "repeat": repeat, "seed": runner.options.seed}
         run.write_crash(step, {**facts, "processes": plain(parts)})
     losses = ", ".join(f"{part['loss']:.4g}" for part in parts)
+    source = next((part for part in parts if not math.isfinite(part["loss"])), parts[0])  # the same everywhere
+    keys = ", ".join(source["keys"][:3])
     return DivergedError(
-        f"phase {phase!r} at step {step}: {what} not finite (loss {losses}; batch {', '.join(data.keys[:3])}, ...). "
+        f"phase {phase!r} at step {step}: {what} not finite (loss {losses}; batch {keys}, ...). "
         f"Weights are as before this update; {run.path / 'crash'} holds the batch. Lower optim.{phase}.lr, set its "
         "clip_norm, or use train.precision=fp32"
     )

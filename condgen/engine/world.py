@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -143,9 +144,11 @@ class World:
         if self.world == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, find_unused_parameters=False, broadcast_buffers=False
-        )
+        kind = nn.parallel.DistributedDataParallel
+        known = inspect.signature(kind.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.15
+        options: dict[str, Any] = {buffers: False}
+        return kind(module, device_ids=ids, find_unused_parameters=False, **options)
 
     def seed(self, *parts: int | str) -> None:
         """Seeds torch's global generators of this process (dropout). Cheaper than torch.manual_seed."""

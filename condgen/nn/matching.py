@@ -4,6 +4,7 @@ the arithmetic. G modulates every resolution with noise and condition; D has no 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -72,8 +73,10 @@ class Generator(nn.Module):
         widths = [min(width * 2 ** (stages - i), width * 4) for i in range(stages + 1)]
         self.start = nn.Linear(code, widths[0] * 16)
         self.first = widths[0]
-        self.blocks = nn.ModuleList(UpBlock(a, b, code) for a, b in zip(widths, widths[1:], strict=False))
-        self.paint = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh())
+        self.blocks = nn.ModuleList(UpBlock(a, b, code) for a, b in itertools.pairwise(widths))
+        self.paint = nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh()
+        )
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         code = self.project(whiten(self.stack(condition).vector))
@@ -105,7 +108,7 @@ class Discriminator(nn.Module):
         halvings = int(math.log2(side)) - 2  # down to 4 x 4
         widths = [min(width * 2**i, width * 8) for i in range(halvings)]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), leaky()]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1), leaky()]
         self.trunk = nn.Sequential(*layers)
         top = widths[-1]

@@ -5,6 +5,7 @@ Convolution biases are kept, as in the release, although batch norm follows most
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -62,9 +63,12 @@ class Generator(nn.Module):
         self.project = nn.Sequential(nn.Linear(stack.widths["vector"], condition_dim), nn.LeakyReLU(0.2))
         stages = int(math.log2(side)) - 3  # upsamplings between 4 x 4 and side / 2
         widths = [width * 2 ** max(stages - i, 0) for i in range(stages + 1)]  # 8, 4, 2, 1 x ngf at 64 px
-        layers: list[nn.Module] = [nn.ConvTranspose2d(noise_dim + condition_dim, widths[0], 4), nn.BatchNorm2d(widths[0])]
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(noise_dim + condition_dim, widths[0], 4),
+            nn.BatchNorm2d(widths[0]),
+        ]
         layers.append(Bottleneck(widths[0], widths[0] // 4, relu))
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.BatchNorm2d(after)]
             layers.append(Bottleneck(after, after // 4, relu) if i == 0 else relu())
         layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Tanh()]
@@ -100,7 +104,7 @@ class Discriminator(nn.Module):
         stages = int(math.log2(side)) - 2  # halvings down to 4 x 4
         widths = [width * 2**i for i in range(stages)]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), leaky()]
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.BatchNorm2d(after)]
             last, third = i == stages - 2, i == stages - 3
             if last:
@@ -135,7 +139,7 @@ class StyleEncoder(nn.Module):
         super().__init__()
         widths = [channels, *[width * 2**i for i in range(int(math.log2(side)) - 2)]]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), relu()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, noise_dim))
         self.apply(initialise)

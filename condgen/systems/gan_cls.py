@@ -79,7 +79,9 @@ class GanCls(System):
         if not condition.given:
             raise ConfigError("gan_cls needs a condition; this data set provides none (data.ignore may be too wide)")
         if not 0 <= cls_weight < 1:
-            raise ConfigError(f"system.cls_weight={cls_weight} must lie in [0, 1); the paper uses 0.5, and 0 turns CLS off")
+            raise ConfigError(
+                f"system.cls_weight={cls_weight} must lie in [0, 1); the paper uses 0.5, and 0 turns CLS off"
+            )
         side = _side(target)
         self.noise_dim, self.cls_weight, self.interp_weight, self.interp_beta = (
             noise_dim, cls_weight, interp_weight, interp_beta,
@@ -130,7 +132,10 @@ class GanCls(System):
         with torch.no_grad():
             fake = self.generator(random.randn(self.noise_dim), condition)
         real = self._judge(batch.target, condition, random)
-        losses = {"real": real_loss(real, self.loss), "fake": fake_loss(self._judge(fake, condition, random), self.loss)}
+        losses = {
+            "real": real_loss(real, self.loss),
+            "fake": fake_loss(self._judge(fake, condition, random), self.loss),
+        }
         total = losses["real"] + (1 - self.cls_weight) * losses["fake"]
         if self.cls_weight > 0:
             wrong = batch.target[condition.mismatch(random.local).to(batch.target.device)]

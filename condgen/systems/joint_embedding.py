@@ -35,6 +35,8 @@ class JointEmbedding(Trainable):
     image_width, image_size   first width and input side in pixels of the convnet
     loss        "sje" (symmetric hinge with `margin`) or "info_nce" (with `temperature`)
     negatives   "rows": other rows, except those with the same sentence; "classes": rows of another label only
+
+    The label serves `negatives` alone, and no other field of the condition is read.
     """
 
     consumes: ClassVar[tuple[str, ...]] = ("sequence", "vector")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from condgen.data._captions import MAX_CHARACTERS, clean
+from condgen.data._captions import clean
+from condgen.data._manifest import MAX_CAPTION
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from condgen.data._captions import MAX_CHARACTERS, clean
         ("\ud800x", "x"),
         (" \n\0 ", ""),
         ("", ""),
-        ("x" * MAX_CHARACTERS, "x" * MAX_CHARACTERS),
+        ("x" * MAX_CAPTION, "x" * MAX_CAPTION),
         ("x" * 100_000, ""),
     ],
 )

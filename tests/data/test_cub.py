@@ -217,6 +217,19 @@ def test_bad_numbers_are_bad_rows(tmp_path: Path, table: str, line: str, reason:
         data.sample(0, None)
 
 
+def test_folders_may_be_links_but_files_may_not_lead_out(tmp_path: Path) -> None:
+    top = write(tmp_path / "data") / "CUB_200_2011"
+    (top / "images").rename(tmp_path / "disk")
+    (top / "images").symlink_to(tmp_path / "disk")
+    data = Cub(root=str(tmp_path / "data"), size=8)
+    data.sample(0, None)
+    picture = next((tmp_path / "disk" / CLASSES[0]).glob("*_0000_0.jpg"))
+    picture.rename(tmp_path / "secret.jpg")
+    picture.symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(DataError, match="leads out"):
+        data.sample(0, None)
+
+
 def test_class_lists_must_exist_be_known_and_share_nothing(tmp_path: Path) -> None:
     lists = write(tmp_path) / "cvpr2016_cub"
     (lists / "trainvalclasses.txt").unlink()

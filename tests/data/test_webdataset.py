@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ pytest.importorskip("webdataset")
 
 def picture(value: int, kind: str = "PNG") -> bytes:
     data = io.BytesIO()
-    Image.fromarray(np.full((6, 5, 3), value, np.uint8)).save(data, kind)
+    pixels = np.full((6, 5, 3), value, np.uint8)
+    pixels[..., 2] = np.arange(30).reshape(6, 5) * 8  # so that crops and mirrors differ
+    Image.fromarray(pixels).save(data, kind)
     return data.getvalue()
 
 
@@ -83,7 +86,7 @@ def test_rows_carry_their_own_picture_caption_and_label(tmp_path: Path) -> None:
     for item in read(data, 0, 8):
         for at, key in enumerate(item.batch.keys):
             number = int(key.split("/")[1])
-            assert (item.batch.target[at] == number).all()
+            assert (item.batch.target[at, :2] == number).all()
             assert item.batch.condition.text.strings[at] == f"picture {number}"
             assert item.batch.condition.label[at] == number % 5
 
@@ -95,6 +98,16 @@ def test_an_epoch_is_every_row_once_in_an_order_of_the_seed_and_epoch(tmp_path: 
     assert epochs[0] != epochs[1] != epochs[2]
     assert keys(read(data, 0, 8)) == epochs[0] != keys(read(data, 0, 8, seed=1))
     assert keys(read(make(tmp_path, shuffle=1), 0, 8)) != sorted(epochs[0])  # shards still change places
+
+
+def test_augmentation_changes_between_epochs_and_not_between_readings(tmp_path: Path) -> None:
+    tar(tmp_path / "train.tar", row(7))
+    data = make(tmp_path)
+    first, again = read(data, 0, 8, batch_size=1), read(data, 0, 8, batch_size=1)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    longer = read(make(tmp_path, rows=8), 0, 8, batch_size=1)  # one epoch that reads the row eight times
+    for found in (first, longer):
+        assert len({tuple(item.batch.target.flatten().tolist()) for item in found}) > 2
 
 
 @pytest.mark.parametrize("start", [1, 5, 7, 8, 13, 16])
@@ -139,6 +152,22 @@ def test_the_loader_is_the_same_with_workers_and_after_a_restart(tmp_path: Path,
         assert all(same(a, b) for a, b in zip(expected[start:], found, strict=True))
     assert same(stream[9], expected[9]) and same(stream[2], expected[2])  # any order is right, only slow
     assert same(copy.copy(stream)[3], expected[3])
+
+
+def test_reading_on_never_starts_again(tmp_path: Path, monkeypatch) -> None:
+    data, starts = make(write(tmp_path)), []
+    batches = data.batches
+    monkeypatch.setattr(
+        data, "batches", lambda start, *rest, **named: starts.append(start) or batches(start, *rest, **named)
+    )
+    stream = StreamBatches(data, data.provides, batch_size=3, seed=0)
+    for number in range(10):
+        stream[number]
+    assert starts == [0]
+    monkeypatch.setattr(base, "get_worker_info", lambda: SimpleNamespace(num_workers=3))
+    for number in (1, 4, 7):  # what worker 1 of 3 is asked for
+        stream[number]
+    assert starts == [0, 1]
 
 
 def test_a_bad_row_is_replaced_by_the_next_usable_one_and_named(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_overlay_draws_on_samples_only_when_asked():
     without, over = draw_grid(tiles, boxes), draw_grid(tiles, boxes, overlay=True)
     assert find(without, (0, 20, 200))[1] == 96 * 96 > find(over, (0, 20, 200))[1]
     assert find(over, colour)[1] > 2 * find(without, colour)[1]
+    assert find(over, (0, 20, 200))[1] > 85 * 96  # the inside of a box is not tinted
 
 
 def test_source_past_and_real_have_their_columns():
@@ -201,7 +202,7 @@ def test_text_is_made_drawable():
 
 def test_files_hold_pixels_only(tmp_path):
     picture = Image.new("RGB", (8, 8), RED)
-    picture.info.update(comment="/home/somebody", dpi=(72, 72))
+    picture.info.update(comment="/home/somebody", dpi=(72, 72), icc_profile=b"secret profile")
     exif = Image.Exif()
     exif[0x010E] = "secret"
     picture.info["exif"] = exif.tobytes()

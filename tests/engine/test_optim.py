@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ def test_linear_is_flat_then_falls_evenly_towards_zero():
 def test_cosine_starts_at_the_peak_after_the_warmup_and_halves_in_the_middle():
     got = rates(schedule="cosine", warmup=20)
     assert got[20] == 1.0 and got[60] == pytest.approx(0.5) and 0 < got[-1] < 0.01
-    assert all(a >= b for a, b in zip(got[20:], got[21:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(got[20:]))
 
 
 def test_step_multiplies_at_every_interval():
@@ -64,7 +66,7 @@ def test_adamw_decays_weights_apart_from_the_gradient():
         optimizer = make_optimizer([weight], OptimOptions(name=name, lr=0.1, weight_decay=0.5, betas=(0.0, 0.0)))
         weight.grad = torch.full((1,), 3.0)
         optimizer.step()
-            ends.append(float(weight.detach()))
+        ends.append(float(weight.detach()))
     # betas 0: Adam moves by lr * sign; AdamW also shrinks by lr * decay
     assert ends == pytest.approx([0.9, 0.95 - 0.1], abs=1e-5)
 

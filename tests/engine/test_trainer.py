@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 import torch
 from engine_toys import (
-    CLASSES, StopAfter, ToyData, ToyGan, ToyShared, differences, everything, make_system, make_trainer, metrics,
+    CLASSES,
+    StopAfter,
+    ToyData,
+    ToyGan,
+    ToyShared,
+    differences,
+    everything,
+    make_system,
+    make_trainer,
+    metrics,
 )  # fmt: skip
 from torch import nn
 
@@ -376,6 +387,33 @@ def test_skipping_gives_up_after_ten_in_a_row(tmp_path):
         trainer.train(stop=StopAfter(99))
 
 
+def scaled(monkeypatch, scale):
+    monkeypatch.setattr(World, "scaler", lambda self: torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4))
+
+
+def test_loss_scaling_changes_nothing_and_survives_a_resume(tmp_path, whole, monkeypatch):
+    """fp16 needs a GPU; the scaler itself works anywhere, and powers of two are exact."""
+    scaled(monkeypatch, 2.0**10)
+    trainer = resumed(tmp_path, stopped(tmp_path, 9))
+    assert [r.scaler.get_scale() for r in trainer.runners] == [2.0**15] * 2  # doubled every 4 of 20 updates
+    assert differences(everything(trainer), whole[0]) == []
+
+
+def test_gradients_that_overflow_lower_the_scale_and_only_endless_ones_stop(tmp_path, monkeypatch):
+    scaled(monkeypatch, 2.0**10)
+    trainer = make_trainer(tmp_path, faulty("generator", "gradient", {2, 3}), steps=5)
+    trainer.train(stop=StopAfter(99))
+    assert trainer.runners[1].scaler.get_scale() == 2.0**8
+    weight = trainer.system.generator[0].weight
+    assert float(trainer.runners[1].optimizer.state[weight]["step"]) == 3
+    endless = make_trainer(tmp_path / "b", faulty("generator", "gradient", range(99)), steps=40)
+    with pytest.raises(DivergedError, match="step 25"):
+        endless.train(stop=StopAfter(99))
+    lost = make_trainer(tmp_path / "c", faulty("generator", "nan", {2}))
+    with pytest.raises(DivergedError, match="step 2"):
+        lost.train(stop=StopAfter(99))
+
+
 def test_out_of_memory_names_phase_shape_and_a_way_out(tmp_path):
     system = make_system()
 
@@ -392,6 +430,29 @@ def test_out_of_memory_names_phase_shape_and_a_way_out(tmp_path):
 
 
 # stopping and saving
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path):
+    def kick(system, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make_trainer(tmp_path, hooks=[Hook("kick", 4, kick)])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="step 4 of 20"):
+        trainer.train()
+    assert trainer.store.latest().step == 4 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_clipping_limits_the_update_to_the_norm(tmp_path):
+    optim = {"default": OptimOptions(name="sgd", lr=1.0, clip_norm=1e-3)}
+    trainer = make_trainer(tmp_path, optim=optim, steps=1, log_every=1)
+    before = everything(trainer)
+    trainer.train(stop=StopAfter(99))
+    after = everything(trainer)
+    names = [f"system/{n}" for n in trainer.runners[0].parameters]
+    moved = torch.cat([(after[n] - before[n]).flatten() for n in names]).norm()
+    assert float(moved) == pytest.approx(1e-3, rel=1e-3)
+    assert metrics(trainer)[0]["discriminator/grad_norm"] > 1e-2  # what was logged is the norm before clipping
 
 
 def test_time_limit_and_timed_checkpoints(tmp_path, monkeypatch):
@@ -498,7 +559,9 @@ def test_a_checkpoint_that_does_not_fit_is_explained(tmp_path, caplog):
     renamed = make_system()
     renamed.phases = lambda: [dataclasses.replace(p, name=p.name[:4]) for p in ToyGan.phases(renamed)]
     with pytest.raises(CheckpointError, match="knows no phase 'disc'"):
-        make_trainer(tmp_path / "renamed", renamed, optim={"default": OptimOptions()}).train(checkpoint, stop=StopAfter(99))
+        make_trainer(tmp_path / "renamed", renamed, optim={"default": OptimOptions()}).train(
+            checkpoint, stop=StopAfter(99)
+        )
     with caplog.at_level("WARNING", "condgen"):
         make_trainer(tmp_path / "other", seed=4, batch_size=5).train(checkpoint, stop=StopAfter(99))
     assert "not bit-exact" in caplog.text and "seed 3 -> 4; batch_size 4 -> 5" in caplog.text

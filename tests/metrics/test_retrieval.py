@@ -177,15 +177,12 @@ def test_unusable_data_and_encoders_are_refused():
         Evaluator(EvaluatorOptions(size=20), channels=3, text_dim=4)
 
 
-def test_augmentation_shifts_without_flipping():
-    picture = torch.full((1, 3, 16, 16), -1.0)
+def test_augmentation_moves_pictures_without_mirroring_them():
+    picture = torch.full((64, 3, 16, 16), -1.0)
     picture[:, :, :, 10:] = 1.0
-    draws = torch.Generator().manual_seed(0)
-    edges = set()
-    for _ in range(80):
-        out = augment(picture, draws)
-        assert out.shape == picture.shape and out.abs().max() <= 1
-        row = out[0, 0, 8] > 0
-        assert row[15] and not row[0]  # the bright side stays on the right
-        edges.add(int(row.long().argmax()))
-    assert edges == set(range(6, 15))
+    out = augment(picture, torch.Generator().manual_seed(0))
+    assert out.shape == picture.shape and out.abs().max() <= 1
+    bright = (out[:, 0] > 0).float()
+    assert (bright[:, :, -3:].mean((1, 2)) > 0.5).all() and (bright[:, :, :4].mean((1, 2)) < 0.5).all()
+    assert len(set(bright.sum((1, 2)).tolist())) > 10  # each picture in its own way
+    assert torch.equal(out, augment(picture, torch.Generator().manual_seed(0)))

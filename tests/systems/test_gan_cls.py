@@ -86,7 +86,9 @@ def test_wrong_pairs_are_real_images_with_somebody_elses_text():
     system, data = tiny(cls_weight=0.5), batch()
     seen = []
     judge = system.discriminator.forward
-    system.discriminator.forward = lambda pixels, condition: seen.append((pixels, condition)) or judge(pixels, condition)
+    system.discriminator.forward = lambda pixels, condition: (
+        seen.append((pixels, condition)) or judge(pixels, condition)
+    )
     system.discriminator_loss(data, draws())
     (real, text), _, (wrong, wrong_text) = seen
     assert text is wrong_text is data.condition

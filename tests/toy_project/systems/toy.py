@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +66,6 @@ class _Generator(nn.Module):
 class Toy(System):
     """widths: hidden widths; scale: multiplies the output; broken: "nan" or "shape" for tests of checks."""
 
-    generates: ClassVar[tuple[str, ...]] = ("generator", "style_encoder")
-
     def __init__(
         self,
         *,
@@ -77,14 +74,20 @@ class Toy(System):
         widths: tuple[int, ...] = (16, 16),
         scale: float = 1.0,
         broken: str = "",
+        style: bool = True,
     ) -> None:
         super().__init__(condition=condition, target=target)
         assert isinstance(widths, tuple)
         self.scale, self.broken = scale, broken
         self.generator = _Generator(condition, target, widths)
-        self.style_encoder = nn.Linear(torch.Size(target.shape).numel(), NOISE)
+        self.style_encoder = nn.Linear(torch.Size(target.shape).numel(), NOISE) if style else None
         self.critic = nn.Linear(torch.Size(target.shape).numel(), 64)
         self.register_buffer("pool", torch.zeros(32, 8))
+
+    @property
+    def generates(self) -> tuple[str, ...]:  # type: ignore[override]
+        """An option may decide it, so it is known of an instance only."""
+        return ("generator", "style_encoder") if self.style_encoder is not None else ("generator",)
 
     def phases(self) -> Sequence[Phase]:
         return [Phase("generator", self.loss, ("generator",))]
