@@ -67,7 +67,13 @@ def test_a_task_can_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_saved_configuration_loads_to_the_same(tmp_path: Path) -> None:
-    words = ("system.noise=1e-3", "system.levels=[1,2]", "optim.regression.lr=3e-4", "run.name='007'", "system.title='no'")
+    words = (
+        "system.noise=1e-3",
+        "system.levels=[1,2]",
+        "optim.regression.lr=3e-4",
+        "run.name='007'",
+        "system.title='no'",
+    )
     first = toy(*words)
     file = tmp_path / "config.yaml"
     file.write_text(first.to_yaml())
