@@ -139,7 +139,7 @@ def _encoder(config: Config) -> CachedEncoder:
 
     options = config.text
     encoder = text_encoder(options.encoder, tokens=options.tokens, length=options.length)
-    in_memory = options.cache == "off"
+    in_memory = options.cache == "memory"
     return CachedEncoder(encoder, None if in_memory else options.cache, disk=not in_memory)
 
 

@@ -34,7 +34,7 @@ class TextOptions:
     encoder   "minilm", "char", "hash_bow", "char_cnn_rnn:<run folder>", or a model folder or hub id
     tokens    also give one embedding per token
     length    most tokens kept; 0 = what the encoder prefers
-    cache     folder for finished embeddings; null = the user's cache folder, "off" = memory only
+    cache     folder for finished embeddings; null = the user's cache folder, "memory" = nowhere
     """
 
     encoder: str = "minilm"

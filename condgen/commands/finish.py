@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from condgen.commands.tables import number, table
 from condgen.errors import CheckpointError, Stopped
+from condgen.systems.base import System
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +132,8 @@ def closing(run: RunFolder, report: Path, scores: Sequence[Score], built: Built)
     lines = ["", f"run folder   {run.path}"]
     lines += [f"samples      {grids[-1]}"] if grids else []
     lines += [f"report       {report}", "", score_table(scores), "", "next:"]
-    lines += [f"  condgen sample {run.path} {example(built)} --num 8 -o grid.png"]
+    if isinstance(built.system, System):
+        lines += [f"  condgen sample {run.path} {example(built)} --num 8 -o grid.png"]
     lines += [f"  condgen evaluate {run.path}"]
     lines += [f"  condgen train train.resume={run.path} train.steps={2 * built.options.steps}"]
     if built.train_data.attribution:

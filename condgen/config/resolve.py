@@ -112,9 +112,9 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
         names[group] = {"name": chosen(trees, group, "name")}
         if names[group]["name"] is None and task in registry.names("tasks"):
             problems.append(f"the task {task!r} has no default {group}; add {group}=NAME")
-    data_tree = _group_file("data", names["data"]["name"], problems) if names["data"]["name"] else {}
+    data_tree = _group_file("data", names["data"]["name"], problems) if names["data"]["name"] is not None else {}
     system = names["system"]["name"]
-    system_tree = _group_file("system", system, problems) if system else {}
+    system_tree = _group_file("system", system, problems) if system is not None else {}
     presets = system_tree.pop("presets", None) or {}
     preset = chosen(trees, "system", "preset") or ("small" if "small" in presets else None)
     names["system"]["preset"] = preset
@@ -189,14 +189,15 @@ def _optim(check: Checker, options: Mapping[str, Option]) -> tuple[Tree, Tree]:
     """(phase -> OptimOptions, the resolved `optim` section, in which a phase keeps only what it sets)."""
     from condgen.engine.optim import OptimOptions
 
+    for phase, given in check.at("optim").items():
+        if not isinstance(given, dict):
+            where = f"optim.{phase}.OPTION" if phase == "default" or phase not in options else f"optim.default.{phase}"
+            check.problems.append(f"optim.{phase} = {shown(given)}: write {where}=...{check.source(f'optim.{phase}')}")
     default = check.section("optim.default", options)
     made: Tree = {}
     tree: Tree = {"default": default}
     for phase, given in check.at("optim").items():
-        if phase == "default":
-            continue
-        if not isinstance(given, dict):
-            check.problems.append(f"optim.{phase} = {shown(given)}: write optim.default.{phase} or optim.PHASE.{phase}")
+        if phase == "default" or not isinstance(given, dict):
             continue
         inherits = {name: dataclasses.replace(o, default=default.get(name, o.default)) for name, o in options.items()}
         values = check.section(f"optim.{phase}", inherits)
