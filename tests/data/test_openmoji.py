@@ -11,7 +11,7 @@ import torch
 from condgen import registry
 from condgen.data import _emoji
 from condgen.data import cache as cache_module
-from condgen.data._placement import INK, Place, bounce, measure, paste, resize
+from condgen.data._placement import INK, Place, bounce, measure, paste, resize, room
 from condgen.data.base import BatchDataset, RowDataset, collate
 from condgen.data.cache import CachedArray
 from condgen.data.checks import check
@@ -153,6 +153,13 @@ def test_no_ink_is_cut_off(placement):
         # an icon wider than the picture cannot fit, so that only jitter beyond its size may lose some
         if place.edge <= SIZE:
             assert left >= 0.995 * art[3].sum(), (data.key(index), place)
+
+
+def test_room_is_that_of_the_mirrored_ink():
+    ink = (2, 4, 10, 28)  # x0, y0, x1, y1 in a frame of 32
+    assert room(ink, 32, 32) == ((-2, 22), (-4, 4))
+    assert room(ink, 32, 32, flip=True) == ((-22, 2), (-4, 4))
+    assert room(ink, 32, 16) == ((-1, 27), (-2, 18))
 
 
 def test_lines_move_with_the_picture():
