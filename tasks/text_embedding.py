@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from condgen.data.base import RowDataset
 from condgen.errors import ConfigError
 from condgen.metrics.evaluator import load_pairs
 from condgen.metrics.retrieval import candidate_rows, r_precision, strangers
@@ -37,6 +38,9 @@ class TextEmbedding(Task):
         """The retrieval scores every train.sample_every steps."""
         from condgen.engine.trainer import Hook
 
+        if not isinstance(built.test_data, RowDataset):
+            return ()
+
         def validate(system: System, step: int) -> dict[str, float]:
             return {score.name: score.value for score in retrieval(system, built, built.config.eval)}
 
@@ -50,6 +54,8 @@ def retrieval(system: nn.Module, built: Built, options: Any, candidates: Sequenc
     """retrieval@k of a joint embedding on the test data. Raises ConfigError for any other system."""
     if not isinstance(system, JointEmbedding) or built.encoder is None:
         raise ConfigError("task=text_embedding scores joint embeddings; choose system=joint_embedding")
+    if not isinstance(built.test_data, RowDataset):
+        raise ConfigError("retrieval reads rows by number, which a stream cannot give; choose a data set for the test")
     encoder, size = built.encoder, built.target.height
     images, captions = load_pairs(built.test_data, size, seed=options.seed, most=options.num_samples)
     of_images, of_texts = embed(system, encoder, images, captions, options.batch_size)
