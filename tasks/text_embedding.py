@@ -15,7 +15,7 @@ from condgen.metrics.retrieval import candidate_rows, r_precision, strangers
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.pixels import pixels_to_float
-from condgen.systems.base import System
+from condgen.systems.base import Trainable
 from condgen.systems.joint_embedding import JointEmbedding
 from condgen.task import Task
 from condgen.types import Condition, Text
@@ -33,6 +33,7 @@ class TextEmbedding(Task):
     """Scores how often a held-out picture picks its own sentence among 10 and 100; floor 1/k, ceiling 1."""
 
     conditions: ClassVar[tuple[str, ...]] = ("text",)
+    trains: ClassVar[type[Trainable]] = JointEmbedding
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         """The retrieval scores every train.sample_every steps."""
@@ -41,12 +42,12 @@ class TextEmbedding(Task):
         if not isinstance(built.test_data, RowDataset):
             return ()
 
-        def validate(system: System, step: int) -> dict[str, float]:
+        def validate(system: Any, step: int) -> dict[str, float]:
             return {score.name: score.value for score in retrieval(system, built, built.config.eval)}
 
         return [Hook("retrieval", built.options.sample_every, validate)]
 
-    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+    def score(self, system: Any, built: Built, world: World, options: Any) -> list[Score]:
         return retrieval(system, built, options)
 
 
