@@ -17,7 +17,7 @@ from condgen.config import Config
 from condgen.config.schema import suggest
 from condgen.data.base import BatchDataset, DataSource, RowDataset, StreamBatches, batched
 from condgen.errors import ConfigError
-from condgen.systems.base import System
+from condgen.systems.base import Trainable
 from condgen.task import Task
 from condgen.types import Batch, ConditionSpec, TargetSpec
 
@@ -37,7 +37,7 @@ class Built:
     options   the trainer's options
     """
 
-    system: System
+    system: Trainable
     train_data: DataSource
     test_data: DataSource
     spec: ConditionSpec
@@ -75,7 +75,7 @@ class Built:
 def build(config: Config) -> Built:
     """Raises ConfigError where task, data and system do not fit together, DataError where the data cannot be read."""
     task = registry.load("tasks", config.task, Task)(**config.task_options)
-    cls = registry.load("systems", config.system_name, System)
+    cls = registry.load("systems", config.system_name, Trainable)
     train_data = _data(config, "train")
     provided = train_data.provides
     spec = match(config, cls, task, provided)
@@ -100,7 +100,7 @@ def build(config: Config) -> Built:
     )
 
 
-def match(config: Config, cls: type[System], task: Task, provided: ConditionSpec) -> ConditionSpec:
+def match(config: Config, cls: type[Trainable], task: Task, provided: ConditionSpec) -> ConditionSpec:
     """The fields that reach the system. ConfigError when a needed one is missing or a given one would be lost."""
     spec = replace(provided.without(config.data_options.ignore), nullable=config.train.condition_drop > 0)
     has = f"this data set ({config.data_name}) provides {_named(provided)}"
@@ -117,7 +117,7 @@ def match(config: Config, cls: type[System], task: Task, provided: ConditionSpec
     return spec
 
 
-def check_phases(config: Config, system: System) -> None:
+def check_phases(config: Config, system: Trainable) -> None:
     """`optim.<phase>` must name a phase of the system."""
     phases = [phase.name for phase in system.phases()]
     for name in config.optim:

@@ -23,11 +23,11 @@ def main(words: Sequence[str]) -> int:
 def listing() -> str:
     from condgen.conditions.base import ConditionKind
     from condgen.data.base import DataSource
-    from condgen.systems.base import System
+    from condgen.systems.base import Trainable
     from condgen.task import Task
 
     tasks = {name: _load("tasks", name, Task) for name in registry.names("tasks")}
-    systems = {name: _load("systems", name, System) for name in registry.names("systems")}
+    systems = {name: _load("systems", name, Trainable) for name in registry.names("systems")}
     kinds = {name: _load("conditions", name, ConditionKind) for name in registry.names("conditions")}
     data = {name: _load("data", name, DataSource) for name in registry.names("data")}
     parts = [

@@ -175,11 +175,11 @@ def train_sections() -> tuple[dict[str, Option], dict[str, Option]]:
 def _classes() -> dict[str, tuple[str, type, tuple[str, ...]]]:
     """section -> (registry kind, base class, constructor parameters that the framework gives)."""
     from condgen.data.base import DataSource
-    from condgen.systems.base import System
+    from condgen.systems.base import Trainable
     from condgen.task import Task
 
     return {
-        "system": ("systems", System, ("condition", "target")),
+        "system": ("systems", Trainable, ("condition", "target")),
         "data": ("data", DataSource, ("split",)),
         "eval": ("tasks", Task, ()),
     }
