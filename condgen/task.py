@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from condgen.metrics.score import Score
-from condgen.systems.base import System, Trainable
+from condgen.systems.base import System
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -28,7 +28,7 @@ class Task(ABC):
     """
 
     conditions: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[type[Trainable]] = System
+    trains: ClassVar[type] = System
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         """What is looked at during training: sample grids, sensitivity, validation scores."""

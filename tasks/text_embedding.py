@@ -15,7 +15,6 @@ from condgen.metrics.retrieval import candidate_rows, r_precision, strangers
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.pixels import pixels_to_float
-from condgen.systems.base import Trainable
 from condgen.systems.joint_embedding import JointEmbedding
 from condgen.task import Task
 from condgen.types import Condition, Text
@@ -33,7 +32,7 @@ class TextEmbedding(Task):
     """Scores how often a held-out picture picks its own sentence among 10 and 100; floor 1/k, ceiling 1."""
 
     conditions: ClassVar[tuple[str, ...]] = ("text",)
-    trains: ClassVar[type[Trainable]] = JointEmbedding
+    trains: ClassVar[type] = JointEmbedding
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         """The retrieval scores every train.sample_every steps."""
