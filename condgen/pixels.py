@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,14 @@ def expect(
         raise ShapeError(f"{name} has dtype {value.dtype}; expected {dtype}")
     if floating and not value.is_floating_point():
         raise ShapeError(f"{name} has dtype {value.dtype}; expected a floating type")
+
+
+def expect_start(name: str, value: Tensor | None, sizes: Sequence[int]) -> None:
+    """Raises ShapeError unless value is None or its first sizes are these: parts of one record must not broadcast."""
+    if value is not None and tuple(value.shape[: len(sizes)]) != tuple(sizes):
+        raise ShapeError(
+            f"{name} has shape {tuple(value.shape)}; with the rest of its record it must start {tuple(sizes)}"
+        )
 
 
 def expect_pixels(name: str, value: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from condgen.errors import ShapeError
-from condgen.pixels import crop_pixels, expect, expect_pixels
+from condgen.pixels import crop_pixels, expect, expect_pixels, expect_start
 
 MIN_VISIBLE_AREA = 0.25  # of a box: with less of it left inside a crop, the box is no longer valid
 
@@ -101,6 +101,11 @@ class Text(Record):
         expect("text.mask", self.mask, rank=2, dtype=torch.bool)
         if (self.tokens is None) != (self.mask is None):
             raise ShapeError("text.tokens and text.mask come together; give both or neither")
+        if self.tokens is not None:
+            expect_start("text.mask", self.mask, self.tokens.shape[:2])
+        rows = len(self)
+        expect_start("text.pooled", self.pooled, (rows,))
+        expect_start("text.tokens", self.tokens, (rows,))
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,8 @@ class Boxes(Record):
         expect("boxes.label", self.label, rank=2, dtype=torch.int64)
         if self.xyxy.shape[-1] != 4:
             raise ShapeError(f"boxes.xyxy has shape {tuple(self.xyxy.shape)}; the last size must be 4 (x0, y0, x1, y1)")
+        expect_start("boxes.valid", self.valid, self.xyxy.shape[:2])
+        expect_start("boxes.label", self.label, self.xyxy.shape[:2])
 
     def check_values(self) -> None:
         xyxy = self.xyxy[self.valid]
@@ -167,6 +174,7 @@ class Keypoints(Record):
     def check(self) -> None:
         expect("keypoints.xy", self.xy, rank=3, floating=True)
         expect("keypoints.visible", self.visible, rank=2, dtype=torch.bool)
+        expect_start("keypoints.visible", self.visible, self.xy.shape[:2])
         if self.xy.shape[-1] != 2:
             raise ShapeError(f"keypoints.xy has shape {tuple(self.xy.shape)}; the last size must be 2 (x, y)")
 
@@ -192,6 +200,7 @@ class Image(Record):
     def check(self) -> None:
         expect("image.pixels", self.pixels, rank=4)
         expect("image.mask", self.mask, rank=4)
+        expect_start("image.mask", self.mask, (self.pixels.shape[0], 1, *self.pixels.shape[2:]))
 
     def check_values(self) -> None:
         expect_pixels("image.pixels", self.pixels)
@@ -218,6 +227,8 @@ class Frames(Record):
         expect("frames.pixels", self.pixels, rank=5)
         expect("frames.mask", self.mask, rank=2, dtype=torch.bool)
         expect("frames.actions", self.actions, rank=3, floating=True)
+        expect_start("frames.mask", self.mask, self.pixels.shape[:2])
+        expect_start("frames.actions", self.actions, self.pixels.shape[:2])
 
     def check_values(self) -> None:
         expect_pixels("frames.pixels", self.pixels)

@@ -27,7 +27,15 @@ from condgen.errors import ConfigError
 PACKAGE = Path(__file__).resolve().parent
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 IN_PACKAGE = ("systems", "data", "conditions")  # folders of the package that hold one file per name
-SUPPORT = {"base", "stack", "text_encoders"}  # files in those folders that are shared parts, not entries
+SUPPORT = {
+    "base",
+    "stack",
+    "text_encoders",
+    "decode",
+    "checks",
+    "cache",
+    "archive",
+}  # shared parts in those folders, not entries
 
 
 def shipped(folder: str) -> Path:

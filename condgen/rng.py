@@ -28,9 +28,11 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
 class StepRandom:
     """The random numbers of one phase of one step, for this rank's rows of the global batch.
 
-    The global batch of a micro-step has `world * rows` rows and rank r holds rows r*rows .. (r+1)*rows.
-    Every rank draws the noise of the whole global batch from the same generator and keeps its own rows,
-    so that 2 processes at batch B see the same noise as 1 process at batch 2B.
+    The global batch of a step has `total` rows and this process keeps rows offset .. offset+rows. Without
+    gradient accumulation that is rank*rows out of world*rows, the defaults; micro-batch m of A sits at
+    (m*world + rank)*rows out of A*world*rows. Every process draws the noise of the whole global batch from
+    the same generator and keeps its own rows, so that 2 processes at batch B, or 2 micro-batches of B, see
+    the same noise as 1 process at batch 2B.
     """
 
     def __init__(
@@ -39,27 +41,31 @@ class StepRandom:
         rows: int,
         rank: int = 0,
         world: int = 1,
+        offset: int | None = None,
+        total: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.rows, self.rank, self.world, self.device = rows, rank, world, torch.device(device)
+        self.offset = rank * rows if offset is None else offset
+        self.total = world * rows if total is None else total
         self.shared = generator(*parts)  # same stream on every rank: per-row draws
-        self.local = generator(*parts, "rank", rank)  # this rank's own stream: permutations
+        self.local = generator(*parts, "rank", self.offset // max(rows, 1))  # this block's own stream: permutations
 
     def _rows(self, drawn: Tensor) -> Tensor:
-        mine = drawn.view(self.world, self.rows, *drawn.shape[1:])[self.rank]
+        mine = drawn[self.offset : self.offset + self.rows]
         return mine.to(self.device, non_blocking=True)
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal (rows, *shape)."""
-        return self._rows(torch.randn(self.world * self.rows, *shape, generator=self.shared))
+        return self._rows(torch.randn(self.total, *shape, generator=self.shared))
 
     def rand(self, *shape: int) -> Tensor:
         """Uniform [0, 1) (rows, *shape)."""
-        return self._rows(torch.rand(self.world * self.rows, *shape, generator=self.shared))
+        return self._rows(torch.rand(self.total, *shape, generator=self.shared))
 
     def randint(self, high: int, *shape: int) -> Tensor:
         """Integers in [0, high), (rows, *shape)."""
-        drawn = torch.randint(high, (self.world * self.rows, *shape), generator=self.shared)
+        drawn = torch.randint(high, (self.total, *shape), generator=self.shared)
         return self._rows(drawn)
 
 
@@ -86,11 +92,11 @@ class RowRandom:
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal (rows, *shape)."""
-        return self._stack([torch.randn(*shape, generator=stream) for stream in self.streams])
+        return self._stack([torch.randn(shape, generator=stream) for stream in self.streams])
 
     def rand(self, *shape: int) -> Tensor:
         """Uniform [0, 1) (rows, *shape)."""
-        return self._stack([torch.rand(*shape, generator=stream) for stream in self.streams])
+        return self._stack([torch.rand(shape, generator=stream) for stream in self.streams])
 
     def randint(self, high: int, *shape: int) -> Tensor:
         """Integers in [0, high), (rows, *shape)."""

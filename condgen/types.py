@@ -74,6 +74,10 @@ class Condition:
         unknown = set(self.present) - set(FIELDS)
         if unknown:
             raise ShapeError(f"present names unknown fields {sorted(unknown)}; fields are {', '.join(FIELDS)}")
+        for name, flags in self.present.items():
+            if sizes and (flags.dtype != torch.bool or flags.shape != (len(self),)):
+                found = f"dtype {flags.dtype} and shape {tuple(flags.shape)}"
+                raise ShapeError(f"present[{name!r}] has {found}; give bool ({len(self)},)")
 
     # reading
 
@@ -206,7 +210,8 @@ class Condition:
         """beta * self + (1 - beta) * other on soft labels, pooled text and keypoints (GAN-INT, Reed et al. 2016).
 
         beta is a number or (B,). Class indices, token sequences and pixels have no midpoint: asking for
-        them is an error, and text loses its tokens and strings.
+        them is an error, and text loses its tokens and strings. A row that either side lacks (not present) keeps
+        its own value: there is no midpoint between a sentence and nothing.
         """
         weight = torch.as_tensor(beta, dtype=torch.float32)
 
@@ -214,15 +219,20 @@ class Condition:
             w = weight.to(a.device)
             return torch.lerp(b, a, (w.view(-1, *[1] * (a.dim() - 1)) if w.dim() else w).to(a.dtype))
 
+        if len(self) != len(other):
+            raise ShapeError(f"cannot interpolate {len(self)} rows with {len(other)}; give as many of each")
         changed: dict[str, Any] = {}
         for name in fields:
             a, b = getattr(self, name), getattr(other, name)
-            if name == "text" and a is not None and a.pooled is not None and b.pooled is not None:
-                changed[name] = Text(pooled=mix(a.pooled, b.pooled))
-            elif name == "label" and a is not None and a.is_floating_point():
-                changed[name] = mix(a, b)
-            elif name == "keypoints" and a is not None:
-                both = a.visible & b.visible
+            if a is None or b is None:
+                raise ShapeError(f"cannot interpolate {name}: both conditions must hold it")
+            kept = self.is_present(name) & other.is_present(name)
+            if name == "text" and a.pooled is not None and b.pooled is not None:
+                changed[name] = Text(pooled=torch.where(kept[:, None], mix(a.pooled, b.pooled), a.pooled))
+            elif name == "label" and a.is_floating_point() and b.is_floating_point():
+                changed[name] = torch.where(kept[:, None], mix(a, b), a)
+            elif name == "keypoints":
+                both = a.visible & b.visible & kept[:, None]
                 changed[name] = Keypoints(torch.where(both[..., None], mix(a.xy, b.xy), a.xy), a.visible)
             else:
                 raise ShapeError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from condgen import registry
 from condgen.conditions.base import FORMS, ConditionKind, Feature, Forms
 from condgen.errors import ConfigError, ShapeError
-from condgen.types import Condition, ConditionSpec
+from condgen.types import Condition, ConditionSpec, device_of
 
 
 def kind_class(field: str) -> type[ConditionKind]:
@@ -72,6 +72,7 @@ class ConditionStack(nn.Module):
             if getattr(condition, name) is None:
                 given = ", ".join(condition.given) or "nothing"
                 raise ShapeError(f"this system was built for {name}, which the condition lacks; it holds {given}")
+            self._check_device(name, device_of(getattr(condition, name)))
         features: dict[str, list[Feature]] = {form: [] for form in FORMS}
         for kind in self.kinds.values():
             features[kind.form].append(kind(condition, size))  # type: ignore[index]
@@ -85,6 +86,13 @@ class ConditionStack(nn.Module):
             temporal=temporal,
             temporal_mask=temporal_mask,
         )
+
+    def _check_device(self, name: str, device: torch.device) -> None:
+        here = next((parameter.device for parameter in self.parameters()), device)
+        if here != device:
+            raise ShapeError(
+                f"the condition's {name} is on {device}, the system on {here}; use condition.to({str(here)!r})"
+            )
 
 
 def _cat(features: list[Feature]) -> Tensor | None:

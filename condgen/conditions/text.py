@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from condgen.conditions._features import expect_size, masked_mean, null_sequence, null_vector, zero_rows
 from condgen.conditions.base import ConditionKind, Feature
 from condgen.conditions.label import replicate
 from condgen.errors import ConfigError, ShapeError
-from condgen.types import Condition, TextSpec
+from condgen.types import Condition, Text, TextSpec
 
 
 class TextEmbedding(ConditionKind):
@@ -47,30 +48,29 @@ class TextEmbedding(ConditionKind):
             )
         present = condition.is_present("text")
         if self.form == "sequence":
-            return self._sequence(text.tokens, text.mask, present)
+            return self._sequence(text, present)
         if text.pooled is not None and self.spec.pooled:
-            vector = text.pooled
+            expect_size("the width of text.pooled", text.pooled.shape[1], self.spec.pooled)
+            given = present & (text.pooled != 0).any(1)
+            vector = zero_rows(text.pooled, given)
         else:
-            if text.tokens is None or text.mask is None:
-                raise ShapeError("this system was built for token embeddings; the condition holds only pooled text")
-            weight = text.mask.to(text.tokens.dtype)[..., None]
-            vector = (text.tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+            tokens, mask = self._tokens(text)
+            given = present & mask.any(1)
+            vector = masked_mean(tokens, mask & given[:, None])
         if self.project is not None:
             vector = self.project(vector)
-        null = self.null if self.null is not None else torch.zeros((), device=vector.device)
-        vector = torch.where(present[:, None], vector, null.to(vector.dtype))
+        vector = null_vector(vector, given, self.null)
         return Feature(replicate(vector, size)) if self.form == "map" else Feature(vector)
 
-    def _sequence(self, tokens: torch.Tensor | None, mask: torch.Tensor | None, present: torch.Tensor) -> Feature:
-        if tokens is None or mask is None:
-            raise ShapeError("this system takes token embeddings; the condition holds only pooled text")
-        value = self.project(tokens) if self.project is not None else tokens
+    def _sequence(self, text: Text, present: Tensor) -> Feature:
+        tokens, mask = self._tokens(text)
         mask = mask & present[:, None]
-        value = value * mask[..., None].to(value.dtype)  # what stands in padding can never matter
-        if self.null is not None:
-            # an empty row keeps one learned token, so that attention over it stays defined
-            empty = ~mask.any(1)
-            first = torch.where(empty[:, None], self.null.to(value.dtype), value[:, 0])
-            value = torch.cat([first[:, None], value[:, 1:]], dim=1)
-            mask = torch.cat([(mask[:, 0] | empty)[:, None], mask[:, 1:]], dim=1)
-        return Feature(value, mask)
+        tokens = torch.where(mask[..., None], tokens, torch.zeros_like(tokens))
+        value = self.project(tokens) if self.project is not None else tokens
+        return Feature(*null_sequence(value, mask, self.null))
+
+    def _tokens(self, text: Text) -> tuple[Tensor, Tensor]:
+        if text.tokens is None or text.mask is None:
+            raise ShapeError("this system was built for token embeddings; the condition holds only pooled text")
+        expect_size("the width of text.tokens", text.tokens.shape[2], self.spec.tokens)
+        return text.tokens, text.mask

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from condgen import rng
 from condgen.errors import DataError
@@ -27,8 +27,8 @@ MAX_BAD_SHARE = 0.01
 MAX_BAD_ROWS = 100
 
 
-class RowDataset(ABC):
-    """A data set with random access to rows. The file `data/<name>.py` holds one subclass.
+class DataSource(ABC):
+    """What every data set has. The file `data/<name>.py` holds one subclass of RowDataset or StreamDataset.
 
     The constructor is keyword-only; its signature is the schema of `data.*` in the configuration. Every
     subclass takes `root`, `size` and `split` ("train", "val" or "test"), plus what its layout needs.
@@ -44,7 +44,24 @@ class RowDataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Rows of this split."""
+        """Rows of this split, which one epoch reads."""
+
+    def captions(self) -> list[str]:
+        """Every distinct caption that a row can carry, so that they are embedded once.
+
+        A row may join several by newlines; they are listed one by one where there are too many combinations.
+        Empty where they are not known before reading.
+        """
+        return []
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the data change."""
+
+
+class RowDataset(DataSource):
+    """A data set with random access to rows."""
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -57,10 +74,6 @@ class RowDataset(ABC):
         Raises DataError (with the reason) for a row that cannot be used; the loader then quarantines it.
         """
 
-    def captions(self) -> list[str]:
-        """Every distinct caption that `sample` can return, so that they are embedded once."""
-        return []
-
     @property
     def fingerprint(self) -> str:
         """Hash of the manifest: changes when the data change."""
@@ -68,6 +81,30 @@ class RowDataset(ABC):
         for index in range(len(self)):
             digest.update(self.key(index).encode() + b"\0")
         return digest.hexdigest()[:16]
+
+
+class StreamDataset(DataSource):
+    """A data set that can only be read in order: shards too large for random access. Scores need a RowDataset.
+
+    guarantee     one paragraph on order, epochs and resume, for the log
+    """
+
+    guarantee: ClassVar[str]
+
+    @abstractmethod
+    def batches(
+        self,
+        start: int,
+        stop: int | None = None,
+        step: int = 1,
+        *,
+        spec: ConditionSpec,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Loaded]:
+        """Batches start, start+step, ... below stop (None = without end) of this rank, a function of the arguments."""
 
 
 def collate(samples: Sequence[Sample], spec: ConditionSpec) -> Batch:
@@ -185,6 +222,46 @@ class BatchDataset(Dataset[Loaded]):
         raise DataError(f"{MAX_REPLACEMENTS} rows in a row could not be read ({reasons}). Run `condgen check-data`")
 
 
+class StreamBatches(Dataset[Loaded]):
+    """Batch g of rank r of a `StreamDataset`, with the interface of `BatchDataset`.
+
+    Batches asked for in order are read on; any other number starts the stream again and skips, which is exact but
+    slow. With W loader workers each reads the whole stream of its rank and decodes every W-th batch.
+    """
+
+    def __init__(
+        self, data: StreamDataset, spec: ConditionSpec, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.data, self.spec, self.batch_size, self.seed = data, spec, batch_size, seed
+        self.rank, self.world = rank, world
+        self._next, self._batches = -1, iter(())  # type: tuple[int, Iterator[Loaded]]
+
+    def __getitem__(self, number: int) -> Loaded:
+        worker = get_worker_info()
+        step = worker.num_workers if worker is not None else 1
+        if number != self._next:
+            self._batches = self.data.batches(
+                number, None, step, spec=self.spec, batch_size=self.batch_size, seed=self.seed, rank=self.rank,
+                world=self.world,
+            )  # fmt: skip
+        self._next = number + step
+        return next(self._batches)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_next": -1, "_batches": iter(())}  # an open stream cannot travel to a worker
+
+
+def batched(
+    data: DataSource, spec: ConditionSpec, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
+) -> BatchDataset | StreamBatches:
+    """The batches of any data set by number, for `batches`."""
+    if isinstance(data, StreamDataset):
+        return StreamBatches(data, spec, batch_size=batch_size, seed=seed, rank=rank, world=world)
+    if isinstance(data, RowDataset):
+        return BatchDataset(data, spec, batch_size=batch_size, seed=seed, rank=rank, world=world)
+    raise TypeError(f"{type(data).__name__} is neither a RowDataset nor a StreamDataset")
+
+
 class Counter:
     """The batch numbers start, start+1, ... that the DataLoader hands to its workers."""
 
@@ -199,7 +276,7 @@ class Counter:
 
 
 def batches(
-    data: BatchDataset, *, start: int, stop: int, workers: int = 0, pin_memory: bool = False
+    data: BatchDataset | StreamBatches, *, start: int, stop: int, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Loaded]:
     """A DataLoader over batch numbers start..stop in order, whatever the number of workers."""
     return DataLoader(
@@ -229,6 +306,9 @@ def _stack(samples: Sequence[Sample], values: Sequence[Tensor | None], name: str
             raise DataError(
                 f"row {sample.key}: {name} has shape {tuple(value.shape)} where others have {tuple(model.shape)}"
             )
+        if value is not None and value.dtype != model.dtype:
+            # stacking would promote uint8 to float and leave it in 0..255
+            raise DataError(f"row {sample.key}: {name} has dtype {value.dtype} where others have {model.dtype}")
     return torch.stack([torch.zeros_like(model) if v is None else v for v in values])
 
 

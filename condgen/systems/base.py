@@ -1,4 +1,8 @@
-"""What every generator family implements: `System`, and `Phase` for what is optimised and in which order."""
+"""What every model family implements: `Phase` for what is optimised and in which order, `Trainable`, and `System`.
+
+The engine trains any `Trainable`. A `System` is one that also makes pictures, which is all that sampling,
+translating and evaluating ask for; an encoder such as `joint_embedding` is a `Trainable` only.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +44,8 @@ class Phase:
         return self.start <= step and (self.stop is None or step < self.stop) and (step - self.start) % self.every == 0
 
 
-class System(nn.Module, ABC):
-    """A generator with its critics, losses and sampler.
+class Trainable(nn.Module, ABC):
+    """Networks and the losses that train them: what the engine, EMA and export know.
 
     The constructor is keyword-only, flat and typed: its signature is the schema of `system.*` in the
     configuration. `condition` and `target` are given by the framework. State that changes lives in buffers.
@@ -54,7 +58,7 @@ class System(nn.Module, ABC):
     """Condition fields it cannot work without."""
 
     generates: ClassVar[tuple[str, ...]] = ()
-    """Submodules that sampling needs: what EMA averages and what is exported. () = the whole system."""
+    """Submodules that are used after training: what EMA averages and what is exported. () = all of them."""
 
     def __init__(self, *, condition: ConditionSpec, target: TargetSpec) -> None:
         super().__init__()
@@ -65,6 +69,14 @@ class System(nn.Module, ABC):
     def phases(self) -> Sequence[Phase]:
         """What is optimised, in order; called once."""
 
+    def shared(self, batch: Batch, random: StepRandom) -> Any:
+        """Work that several phases of one step share (a generated batch), computed once; see Batch.shared."""
+        return None
+
+
+class System(Trainable):
+    """A generator with its critics, losses and sampler."""
+
     @abstractmethod
     def sample(self, condition: Condition, *, random: Random) -> Tensor:
         """One output per row of `condition` (and of `random`), target-shaped, float in [-1, 1].
@@ -72,10 +84,6 @@ class System(nn.Module, ABC):
         For an unconditional system the condition is empty and `random.rows` says how many to draw.
         Runs under no_grad in eval mode. Subclasses may add keyword options with defaults.
         """
-
-    def shared(self, batch: Batch, random: StepRandom) -> Any:
-        """Work that several phases of one step share (a generated batch), computed once; see Batch.shared."""
-        return None
 
 
 @runtime_checkable

@@ -1,0 +1,156 @@
+"""A checked `Config` -> plain objects: data sets, text encoder, system. Below this file there are no config objects.
+
+Fields are matched here, before step 0: what the data provide, less `data.ignore`, is what the system is built for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from condgen import registry, rng
+from condgen.conditions.stack import assign_forms
+from condgen.config import Config
+from condgen.config.schema import suggest
+from condgen.data.base import BatchDataset, DataSource, RowDataset, StreamBatches, batched
+from condgen.errors import ConfigError
+from condgen.systems.base import Trainable
+from condgen.task import Task
+from condgen.types import Batch, ConditionSpec, TargetSpec
+
+if TYPE_CHECKING:
+    from condgen.conditions.text_encoders import CachedEncoder
+    from condgen.engine.optim import OptimOptions
+    from condgen.engine.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything that training or scoring needs.
+
+    spec      the fields that reach the system, text widths and nullable filled in
+    encoder   strings -> embeddings, or None where no field is text
+    optim     phase name -> options, always with "default"
+    options   the trainer's options
+    """
+
+    system: Trainable
+    train_data: DataSource
+    test_data: DataSource
+    spec: ConditionSpec
+    target: TargetSpec
+    encoder: CachedEncoder | None
+    optim: Mapping[str, OptimOptions]
+    options: TrainOptions
+    task: Task
+    config: Config
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Attaches text embeddings; runs on CPU in the training process."""
+        if self.encoder is None or batch.condition.text is None:
+            return batch
+        return replace(batch, condition=self.encoder.attach(batch.condition))
+
+    def batches(self, rank: int = 0, world: int = 1) -> BatchDataset | StreamBatches:
+        """This process's share of the training batches, by number."""
+        options = self.options
+        return batched(
+            self.train_data, self.spec, batch_size=options.batch_size, seed=options.seed, rank=rank, world=world
+        )
+
+    @property
+    def can_score(self) -> bool:
+        """Scores and sample grids read rows by number, which a stream cannot give."""
+        return isinstance(self.test_data, RowDataset)
+
+    def fill_captions(self) -> None:
+        """Embeds every caption of both splits once; later steps only look them up."""
+        if self.encoder is not None:
+            self.encoder.fill(list(dict.fromkeys([*self.train_data.captions(), *self.test_data.captions()])))
+
+
+def build(config: Config) -> Built:
+    """Raises ConfigError where task, data and system do not fit together, DataError where the data cannot be read."""
+    task = registry.load("tasks", config.task, Task)(**config.task_options)
+    cls = registry.load("systems", config.system_name, Trainable)
+    train_data = _data(config, "train")
+    provided = train_data.provides
+    if not issubclass(cls, task.trains):
+        raise ConfigError(
+            f"the task {config.task} trains a {task.trains.__name__}, and {config.system_name} is none; "
+            f"{config.task} starts from the system in configs/task/{config.task}.yaml"
+        )
+    spec = match(config, cls, task, provided)
+    encoder = _encoder(config) if spec.text is not None else None
+    if encoder is not None:
+        spec = replace(spec, text=encoder.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(config.train.seed, "weights"))  # weights are a function of the seed alone
+        system = cls(condition=spec, target=train_data.target, **config.system)
+    check_phases(config, system)
+    return Built(
+        system=system,
+        train_data=train_data,
+        test_data=_data(config, config.eval.split),
+        spec=spec,
+        target=train_data.target,
+        encoder=encoder,
+        optim=config.optim,
+        options=config.train,
+        task=task,
+        config=config,
+    )
+
+
+def match(config: Config, cls: type[Trainable], task: Task, provided: ConditionSpec) -> ConditionSpec:
+    """The fields that reach the system. ConfigError when a needed one is missing or a given one would be lost."""
+    spec = replace(provided.without(config.data_options.ignore), nullable=config.train.condition_drop > 0)
+    has = f"this data set ({config.data_name}) provides {_named(provided)}"
+    for who, needs in ((config.system_name, cls.requires), (f"the task {config.task}", task.conditions)):
+        for name in needs:
+            if getattr(provided, name) is None:
+                raise ConfigError(f"{who} needs {name}; {has}. Choose another data set: `condgen list` shows them")
+            if getattr(spec, name) is None:
+                raise ConfigError(f"{who} needs {name}, but data.ignore={_list(config)} leaves it out; {has}")
+    try:
+        assign_forms(spec, cls.consumes)
+    except ConfigError as error:
+        raise ConfigError(f"{config.system_name}: {error}. The data set {config.data_name} carries it") from None
+    return spec
+
+
+def check_phases(config: Config, system: Trainable) -> None:
+    """`optim.<phase>` must name a phase of the system."""
+    phases = [phase.name for phase in system.phases()]
+    for name in config.optim:
+        if name not in ("default", *phases):
+            hint = suggest(f"optim.{name}", [f"optim.{phase}" for phase in ("default", *phases)])
+            raise ConfigError(
+                f"unknown option 'optim.{name}'.{hint} The phases of {config.system_name} are {', '.join(phases)}"
+            )
+
+
+def _data(config: Config, split: str) -> DataSource:
+    cls: Any = registry.load("data", config.data_name, DataSource)
+    made: DataSource = cls(split=split, **config.data)
+    return made
+
+
+def _encoder(config: Config) -> CachedEncoder:
+    from condgen.conditions.text_encoders import CachedEncoder, text_encoder
+
+    options = config.text
+    encoder = text_encoder(options.encoder, tokens=options.tokens, length=options.length)
+    in_memory = options.cache == "memory"
+    return CachedEncoder(encoder, None if in_memory else options.cache, disk=not in_memory)
+
+
+def _named(spec: ConditionSpec) -> str:
+    return ", ".join(spec.given) or "no condition"
+
+
+def _list(config: Config) -> str:
+    return "[" + ",".join(config.data_options.ignore) + "]"

@@ -1,0 +1,60 @@
+"""`condgen evaluate RUN`: the task's scores of a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from condgen.commands import arguments, finish
+from condgen.commands.train import agreed, main_first
+from condgen.errors import ConfigError
+
+EPILOG = """\
+examples:
+  condgen evaluate runs/NAME
+  condgen evaluate runs/NAME eval.num_samples=1000 eval.seed=1
+  condgen evaluate runs/NAME data.root=/elsewhere     the data have moved
+"""
+ALLOWED = ("eval", "data", "text", "train.device", "train.precision")
+
+
+def main(words: Sequence[str]) -> int:
+    parser = arguments.parser("evaluate", "Score a trained run; values are written to RUN/eval.", EPILOG)
+    parser.add_argument("run", help="a run folder, such as runs/NAME")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="eval.* and data.* options")
+    parser.add_argument("--step", type=int, help="score this checkpoint instead of the newest")
+    given = parser.parse_intermixed_args(words)
+    for word in given.words:
+        if not word.startswith(ALLOWED):
+            raise ConfigError(f"{word!r} would change what was trained; evaluate takes {', '.join(ALLOWED)}")
+    config = arguments.load_run(given.run, given.words)
+
+    from condgen.build import build
+    from condgen.engine.checkpoint import CheckpointStore
+    from condgen.engine.report import write_report
+    from condgen.engine.run import RunFolder
+    from condgen.engine.world import World
+
+    world = World.start(device=config.launch.device, precision=config.launch.precision, seed=config.train.seed)
+    try:
+        run = RunFolder.open(Path(given.run))
+        store = CheckpointStore(run.checkpoints, keep=config.launch.keep)
+        built = main_first(world, lambda: build(config))
+        if not built.can_score:
+            raise ConfigError(
+                f"{config.data_name} is a stream; scores read rows by number. Use data=folder, for example"
+            )
+        main_first(world, built.fill_captions)
+        newest = agreed(world, lambda: given.step if given.step is not None else getattr(store.latest(), "step", None))
+        if newest is None:
+            raise ConfigError(f"{given.run} has no checkpoint yet; train it first")
+        built.system.load_state_dict(finish.averaged(store.load(newest)))
+        scores = finish.score(built, world, run, newest)
+        if world.is_main:
+            write_report(run)
+            print(f"{run.path}, step {newest}\n\n{finish.score_table(scores)}")
+            for one in scores:
+                print(f"{one.name}: {one.signature}")
+    finally:
+        world.close()
+    return 0

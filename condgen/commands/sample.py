@@ -1,0 +1,157 @@
+"""`condgen sample RUN`: pictures for what was asked, as one grid or as separate files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from condgen import config as configuration
+from condgen.commands import arguments
+from condgen.config.schema import Option, convert, options_of_call, suggest
+from condgen.errors import ConfigError, DataError
+from condgen.types import FIELDS
+
+PICTURES = (".png", ".jpg", ".webp")
+
+EPILOG = """\
+examples:
+  condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
+  condgen sample runs/NAME --label animals-nature --boxes 0.1,0.1,0.6,0.6
+  condgen sample runs/NAME --from conditions.jsonl --separate out/
+
+A flag that is repeated gives one row of the grid each; a flag given once serves every row. Each line of
+conditions.jsonl is an object with some of: text, label, boxes, keypoints, image, frames.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = arguments.parser("sample", "Draw samples from a trained run.", EPILOG)
+    parser.add_argument("run", help="a run folder, an export folder, or owner/name on the Hugging Face Hub")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="options of the system's sampler")
+    parser.add_argument("--text", action="append", help="a sentence")
+    parser.add_argument("--label", action="append", help="a class, by number or name")
+    parser.add_argument("--boxes", action="append", metavar="X0,Y0,X1,Y1[;...]", help="boxes in [0, 1]")
+    parser.add_argument("--keypoints", action="append", metavar="FILE", help='json: {"name": [x, y]} or [[x, y], ...]')
+    parser.add_argument("--image", action="append", metavar="FILE", help="a source picture")
+    parser.add_argument("--frames", nargs="+", metavar="FILE", help="past frames in order")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="conditions, one json object a line")
+    parser.add_argument("--style", action="append", metavar="FILE", help="a picture whose style is kept")
+    parser.add_argument("--num", type=int, help="samples per row (8; 1 with --style)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures (0)")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-o", "--out", metavar="FILE", help="the grid (samples.png)")
+    parser.add_argument("--separate", metavar="FOLDER", help="one file per sample, and samples.jsonl")
+    given = parser.parse_intermixed_args(words)
+
+    out = Path(given.out or "samples.png")
+    if out.suffix.lower() not in PICTURES:
+        raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}")
+
+    import condgen
+
+    conditions = asked(given)
+    pipe = condgen.load(given.run, device=given.device)
+    options = sampler_options(type(pipe.system), given.words)
+    num = given.num if given.num is not None else (1 if given.style else 8)
+    style = given.style[0] if given.style and len(given.style) == 1 else given.style
+    samples = pipe(**conditions, style=style, num=num, seed=given.seed, batch_size=given.batch_size, **options)
+    if given.separate:
+        paths = samples.save(given.separate)
+        print(f"{len(paths)} samples and samples.jsonl in {given.separate}")
+    if given.out or not given.separate:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            samples.grid().save(out)
+        except OSError as error:
+            raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
+        print(out)
+    return 0
+
+
+def asked(given: argparse.Namespace) -> dict[str, Any]:
+    """Field -> one value, or a list of them, one per row."""
+    out: dict[str, list[Any]] = {}
+    for name in ("text", "label", "image"):
+        out[name] = list(getattr(given, name) or [])
+    out["boxes"] = [boxes(text) for text in given.boxes or []]
+    out["keypoints"] = [_json(Path(path)) for path in given.keypoints or []]
+    out["frames"] = [list(given.frames)] if given.frames else []
+    out["label"] = [int(value) if value.lstrip("-").isdigit() else value for value in out["label"]]
+    found = {name: values for name, values in out.items() if values}
+    if not given.source:
+        return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+    if found:
+        raise ConfigError(f"--from gives every field; leave out --{', --'.join(found)}")
+    return from_lines(Path(given.source))
+
+
+def boxes(text: str) -> list[list[float]]:
+    """ "0,0,0.5,1;0.5,0,1,1" -> two boxes."""
+    try:
+        found = [[float(part) for part in one.split(",")] for one in text.split(";") if one.strip()]
+    except ValueError:
+        found = []
+    if not found or any(len(box) != 4 for box in found):
+        raise ConfigError(f"--boxes {text!r}: give four numbers in [0, 1], such as 0.1,0.1,0.6,0.6; boxes end with ';'")
+    return found
+
+
+def from_lines(path: Path) -> dict[str, Any]:
+    """A jsonl file -> field -> list with one entry per line, None where a line leaves the field out."""
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        row = _parsed(line, f"{path}, line {number}")
+        if not isinstance(row, Mapping) or not row:
+            raise DataError(f'{path}, line {number}: expected an object such as {{"text": "a red fox"}}')
+        for name in row:
+            if name not in FIELDS:
+                raise DataError(f"{path}, line {number}: unknown field {name!r}.{suggest(name, FIELDS)}")
+        rows.append({name: _beside(path, name, value) for name, value in row.items()})
+    if not rows:
+        raise DataError(f"{path} holds no condition")
+    return {name: [row.get(name) for row in rows] for name in FIELDS if any(name in row for row in rows)}
+
+
+def _beside(source: Path, name: str, value: Any) -> Any:
+    """Picture files are named relative to the file that lists them."""
+    if name == "image" and isinstance(value, str):
+        return str(source.parent / value)
+    return [str(source.parent / one) for one in value] if name == "frames" and isinstance(value, list) else value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _json(path: Path) -> Any:
+    return _parsed(_text(path), str(path))
+
+
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: not JSON: {error}") from None
+
+
+def sampler_options(system: type, words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as keyword options of the system's `sample`, checked against its signature."""
+    known: dict[str, Option] = options_of_call(system.sample, without=("random",))  # type: ignore[attr-defined]
+    out = {}
+    for name, value in configuration.read_words(words).tree.items():
+        if name not in known:
+            options = ", ".join(known) or "none"
+            raise ConfigError(
+                f"the sampler of this system has no option {name!r}.{suggest(name, known)} It has: {options}"
+            )
+        out[name] = convert(name, value, known[name])
+    return out

@@ -1,0 +1,78 @@
+"""Tensors -> PIL pictures, and PNG files that hold pixels and nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from condgen.errors import ShapeError
+from condgen.pixels import pixels_to_uint8
+
+MIN_TILE = 96  # px; smaller pictures are enlarged to at least this
+PAPER = "#ffffff"
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """(C, H, W), uint8 or float in [-1, 1], C = 1 (grey), 3 (RGB) or 4 (RGBA) -> PIL. Raises ShapeError."""
+    if pixels.dim() != 3 or pixels.shape[0] not in (1, 3, 4):
+        raise ShapeError(f"a picture needs shape (1, 3 or 4, H, W); got {tuple(pixels.shape)}. Use the tensor instead")
+    array = pixels_to_uint8(pixels.detach().cpu()).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def to_rgb(pixels: Tensor) -> Image.Image:
+    """For looking at: alpha is laid on white, and of 2 or more than 4 channels the first is shown in grey."""
+    if pixels.dim() == 3 and pixels.shape[0] not in (1, 3, 4):
+        pixels = pixels[:1]
+    picture = to_pil(pixels)
+    if picture.mode == "RGBA":
+        return Image.alpha_composite(Image.new("RGBA", picture.size, PAPER), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def enlarge(picture: Image.Image, least: int = MIN_TILE) -> Image.Image:
+    """Enlarged by the smallest whole number that makes the longer side at least `least` px."""
+    times = max(1, math.ceil(least / max(picture.size)))
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def into(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scaled to fit a tile of `size`: by whole numbers where they fit, smoothly otherwise; centred on paper."""
+    ratio = min(size[0] / picture.width, size[1] / picture.height)
+    scaled = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+    whole = ratio >= 1 and float(ratio).is_integer()
+    kind = Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+    out = Image.new("RGB", size, PAPER)
+    out.paste(picture.resize(scaled, kind), ((size[0] - scaled[0]) // 2, (size[1] - scaled[1]) // 2))
+    return out
+
+
+def clean(picture: Image.Image) -> Image.Image:
+    """The same pixels without metadata (EXIF, comments, profiles)."""
+    out = picture.copy()
+    out.info.clear()
+    return out
+
+
+def save_png(picture: Image.Image, path: Path | str) -> Path:
+    """A PNG that holds pixels only; the file appears whole or not at all."""
+    return save_clip_png([picture], path)
+
+
+def save_clip_png(frames: Sequence[Image.Image], path: Path | str, fps: float = 8) -> Path:
+    """An animated PNG: lossless, plays in browsers; one frame is a plain PNG."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    first, *rest = [clean(frame) for frame in frames]
+    if rest:
+        first.save(temp, format="PNG", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+    else:
+        first.save(temp, format="PNG")
+    os.replace(temp, path)
+    return path

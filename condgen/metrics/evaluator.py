@@ -1,0 +1,311 @@
+"""The dual encoder that judges text adherence: trained on real pairs only, never seen by any generator.
+
+Pictures and captions of the training split are embedded side by side with InfoNCE. It is small on purpose: half a
+minute on one CPU core, and cached on disk, so that every later evaluation of the same data reuses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from condgen import rng
+from condgen.data.base import RowDataset, too_many_bad
+from condgen.errors import CheckpointError, ConfigError, DataError, ShapeError
+from condgen.losses.joint_embedding import info_nce
+from condgen.nn.image_tower import ImageTower, resize
+from condgen.pixels import pixels_to_float, pixels_to_uint8
+from condgen.types import Condition, Text
+
+RECIPE = 1  # part of every cache key: a changed recipe is another evaluator
+SHIFT = 0.125  # of half a side: random translation
+TURN = 0.3  # radians
+SCALE = 0.2
+MAX_ROWS = 20_000  # pictures that are held in memory for training
+
+
+class TextSource(Protocol):
+    """What the evaluator needs of a `CachedEncoder`."""
+
+    def fill(self, strings: Sequence[str]) -> object: ...
+
+    def attach(self, condition: Condition) -> Condition: ...
+
+
+@dataclass(frozen=True)
+class EvaluatorOptions:
+    """The shape of an evaluator and how it is trained.
+
+    size        side of the pictures it sees, in pixels
+    text_noise  normal noise on text embeddings in training, in units of their standard deviation: without it a
+                few thousand captions are learned by heart
+    """
+
+    steps: int = 400
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    dim: int = 128
+    width: int = 16
+    size: int = 64
+    hidden: int = 256
+    dropout: float = 0.3
+    text_noise: float = 0.6
+
+
+class Evaluator(nn.Module):
+    """Image tower and text tower into one space of unit vectors; compared by their dot product.
+
+    text_dim is the width of the pooled text embedding. `about` says what it was trained on (JSON).
+    """
+
+    def __init__(self, options: EvaluatorOptions, *, channels: int, text_dim: int) -> None:
+        super().__init__()
+        self.options, self.channels, self.text_dim = options, channels, text_dim
+        self.about: dict[str, Any] = {}
+        self.image = ImageTower(
+            channels=channels, dim=options.dim, width=options.width, size=options.size, dropout=options.dropout
+        )
+        self.text = nn.Sequential(
+            nn.Linear(text_dim, options.hidden),
+            nn.ReLU(),
+            nn.Dropout(options.dropout),
+            nn.Linear(options.hidden, options.dim),
+        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor, *, batch_size: int = 128) -> Tensor:
+        """uint8 or float [-1, 1] (N, C, H, W) -> unit vectors (N, dim) on the CPU.
+
+        Pictures are rounded to 8 bits first, as if they had been saved. Independent of the batch size.
+        """
+        if images.dim() != 4 or images.shape[1] != self.channels:
+            raise ShapeError(
+                f"pictures of shape {tuple(images.shape)}; this evaluator takes (N, {self.channels}, H, W)"
+            )
+        out = [self._image_features(part) for part in images.split(batch_size)]
+        return torch.cat(out) if out else torch.empty(0, self.options.dim)
+
+    @torch.no_grad()
+    def embed_text(self, pooled: Tensor) -> Tensor:
+        """Pooled text embeddings (N, text_dim) -> unit vectors (N, dim) on the CPU."""
+        if pooled.dim() != 2 or pooled.shape[1] != self.text_dim:
+            raise ShapeError(f"text of shape {tuple(pooled.shape)}; this evaluator takes (N, {self.text_dim})")
+        was = self.training
+        self.eval()
+        out = F.normalize(self.text(pooled.to(self.log_scale.device).float()), dim=1).cpu()
+        self.train(was)
+        return out
+
+    def _image_features(self, part: Tensor) -> Tensor:
+        was = self.training
+        self.eval()
+        pixels = pixels_to_float(pixels_to_uint8(part)).to(self.log_scale.device)
+        out = F.normalize(self.image(pixels), dim=1).cpu()
+        self.train(was)
+        return out
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every weight: two evaluators with the same one give the same numbers."""
+        return hashlib.sha256(self._bytes()).hexdigest()[:12]
+
+    def _bytes(self) -> bytes:
+        state = {name: t.detach().cpu().contiguous() for name, t in sorted(self.state_dict().items())}
+        return save_tensors(state)
+
+    def save(self, folder: Path) -> None:
+        """Writes `evaluator.safetensors` and `evaluator.json`; the folder appears at once or not at all."""
+        weights = self._bytes()
+        about = {
+            "options": asdict(self.options), "channels": self.channels, "text_dim": self.text_dim,
+            "about": self.about, "sha256": hashlib.sha256(weights).hexdigest(),
+        }  # fmt: skip
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".evaluator-") as made:
+            inside = Path(made) / "ready"
+            inside.mkdir()
+            (inside / "evaluator.safetensors").write_bytes(weights)
+            (inside / "evaluator.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            if folder.exists():
+                os.replace(folder, Path(made) / "old")
+            os.replace(inside, folder)
+
+    @staticmethod
+    def load(folder: Path) -> Evaluator:
+        """Reads what `save` wrote. Raises CheckpointError for missing, damaged or unfit files."""
+        try:
+            about = json.loads((folder / "evaluator.json").read_text(encoding="utf-8"))
+            weights = (folder / "evaluator.safetensors").read_bytes()
+            if hashlib.sha256(weights).hexdigest() != about["sha256"]:
+                raise CheckpointError(f"{folder}: the weights do not match their sha256; delete the folder to retrain")
+            made = Evaluator(
+                EvaluatorOptions(**about["options"]), channels=about["channels"], text_dim=about["text_dim"]
+            )
+            made.load_state_dict(load_tensors(weights))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} holds no readable evaluator ({error}); delete it to retrain") from error
+        made.about = about["about"]
+        return made.eval()
+
+
+def train_evaluator(
+    dataset: RowDataset,
+    encoder: TextSource,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    options: EvaluatorOptions | None = None,
+) -> Evaluator:
+    """An evaluator from the real (picture, caption) pairs of `dataset`, which must not be the split it will judge.
+
+    The global random state is left as it was. Raises DataError for a data set without captions and ConfigError
+    for an encoder without pooled vectors.
+    """
+    chosen = options or EvaluatorOptions()
+    chosen = chosen if steps is None else EvaluatorOptions(**{**asdict(chosen), "steps": steps})
+    images, captions = load_pairs(dataset, chosen.size, seed=seed)
+    pooled = pooled_text(encoder, captions)
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(rng.derive(seed, "evaluator"))
+        made = Evaluator(chosen, channels=images.shape[1], text_dim=pooled.shape[1]).to(device)
+        _fit(made, images, pooled, captions, seed=seed)
+    return made.eval()
+
+
+def cached_evaluator(
+    dataset: RowDataset,
+    encoder: TextSource,
+    folder: Path,
+    *,
+    about: dict[str, str],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    options: EvaluatorOptions | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluator:
+    """The evaluator under `folder` for this data, split, size, text encoder and recipe; trained when there is none.
+
+    about: name and split of the data and name and fingerprint of the text encoder; part of the key. A damaged
+    cache entry is trained again, with a line to `say`.
+    """
+    chosen = options or EvaluatorOptions()
+    key: dict[str, Any] = {
+        **about, "data_fingerprint": dataset.fingerprint, "rows": len(dataset), "channels": dataset.target.channels,
+        "pixels": dataset.target.height, "seed": seed, "recipe": RECIPE, "options": asdict(chosen),
+    }  # fmt: skip
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    place = folder / f"evaluator-{name}"
+    if place.exists():
+        try:
+            return Evaluator.load(place).to(device)
+        except CheckpointError as error:
+            say(f"{error}; training it again")
+    say(f"training the evaluator on {len(dataset)} real pairs ({chosen.steps} steps); it will be kept in {place}")
+    made = train_evaluator(dataset, encoder, seed=seed, device=device, options=chosen)
+    made.about = key
+    made.save(place)
+    return made
+
+
+def load_pairs(dataset: RowDataset, size: int, *, seed: int = 0, most: int = MAX_ROWS) -> tuple[Tensor, list[str]]:
+    """uint8 pictures (N, C, size, size) and their captions, at most `most` rows drawn by seed.
+
+    Rows without a caption or that cannot be read are left out. Raises DataError when too few remain.
+    """
+    rows = rng.permutation(len(dataset), seed, "evaluator rows")[:most].tolist()
+    images, captions, bad = [], [], 0
+    for index in rows:
+        try:
+            row = dataset.sample(index, None)
+        except DataError:
+            bad += 1
+            continue
+        if row.caption and row.target.dim() == 3:
+            small = resize(pixels_to_float(row.target)[None], size)
+            images.append(pixels_to_uint8(small)[0])
+            captions.append(row.caption)
+    if too_many_bad(bad, len(rows)) or len(images) < 2:
+        raise DataError(
+            f"an evaluator needs pictures with captions; of {len(rows)} rows {bad} could not be read and "
+            f"{len(images)} have both. Choose data with captions, or run `condgen check-data`"
+        )
+    return torch.stack(images), captions
+
+
+def pooled_text(encoder: TextSource, captions: Sequence[str]) -> Tensor:
+    """Pooled embeddings (N, D), float32 on the CPU. Raises ConfigError for an encoder that gives only tokens."""
+    encoder.fill(list(captions))
+    text = encoder.attach(Condition(text=Text(strings=tuple(captions)))).text
+    if text is None or text.pooled is None:
+        raise ConfigError(
+            "the evaluator needs one vector per sentence; choose a text encoder such as minilm or hash_bow"
+        )
+    return text.pooled.float().cpu()
+
+
+def _fit(evaluator: Evaluator, images: Tensor, pooled: Tensor, captions: list[str], *, seed: int) -> None:
+    options, device = evaluator.options, evaluator.log_scale.device
+    optimizer = torch.optim.AdamW(
+        evaluator.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=options.lr, total_steps=max(2, options.steps), pct_start=0.1
+    )
+    codes = {caption: code for code, caption in enumerate(dict.fromkeys(captions))}
+    identity = torch.tensor([codes[caption] for caption in captions])
+    draws = rng.generator(seed, "evaluator batches")
+    batch = min(options.batch_size, len(images))
+    noise = options.text_noise * float(pooled.std())
+    order = torch.empty(0, dtype=torch.int64)
+    evaluator.train()
+    for _ in range(options.steps):
+        if len(order) < batch:
+            order = torch.randperm(len(images), generator=draws)
+        rows, order = order[:batch], order[batch:]
+        pixels = augment(pixels_to_float(images[rows]), draws).to(device)
+        same = (identity[rows, None] == identity[None, rows]).to(device)
+        words = pooled[rows] + noise * torch.randn(pooled[rows].shape, generator=draws)
+        loss = info_nce(
+            evaluator.image(pixels),
+            evaluator.text(words.to(device)),
+            scale=evaluator.log_scale.clamp(max=math.log(100.0)).exp(),
+            ignore=same,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each picture (B, C, H, W) moved, turned and scaled a little, with mild contrast and colour changes; in [-1, 1].
+
+    Never mirrored: arrows and letters have a direction.
+    """
+    size, channels = images.shape[:2]
+
+    def spread(*shape: int) -> Tensor:
+        return 2 * torch.rand(size, *shape, generator=generator) - 1
+
+    scale, angle = 1 + SCALE * spread(1), TURN * spread(1)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    rows = torch.cat([cosine, -sine, SHIFT * spread(1), sine, cosine, SHIFT * spread(1)], dim=1)
+    grid = F.affine_grid(rows.view(size, 2, 3), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return (moved * (1 + 0.1 * spread(channels, 1, 1)) + 0.1 * spread(1, 1, 1)).clamp(-1, 1)

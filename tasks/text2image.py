@@ -1,0 +1,141 @@
+"""A sentence -> a picture. Scored by text R-precision, condition sensitivity, KID and FID."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from condgen import rng
+from condgen.data.base import RowDataset, collate
+from condgen.data.cache import cache_folder
+from condgen.engine.drawing import draw_grid
+from condgen.engine.sample import sample_over, sample_rows
+from condgen.engine.trainer import Hook
+from condgen.metrics.evaluator import Evaluator, cached_evaluator
+from condgen.metrics.quality import quality_scores
+from condgen.metrics.retrieval import retrieval_scores
+from condgen.metrics.score import Score
+from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.systems.base import System
+from condgen.task import Task
+from condgen.types import Condition
+
+if TYPE_CHECKING:
+    from condgen.build import Built
+    from condgen.engine.log import Log
+    from condgen.engine.run import RunFolder
+    from condgen.engine.world import World
+
+COLUMNS = 4
+SENSITIVITY_ROWS = 16
+
+
+class Text2Image(Task):
+    """The sample grid has half its rows from captions that were trained on and half from held-out ones.
+
+    grid_rows   rows of the sample grid
+    """
+
+    conditions: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __init__(self, *, grid_rows: int = 8) -> None:
+        self.grid_rows = grid_rows
+
+    def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
+        train_data, test_data = built.train_data, built.test_data
+        if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
+            return ()
+        every = built.options.sample_every
+        seen = max(1, min(self.grid_rows // 2, len(train_data)))
+        held = max(1, min(self.grid_rows - seen, len(test_data)))
+        seen_condition, seen_real, _ = rows_of(built, train_data, seen, seed=0)
+        held_condition, held_real, _ = rows_of(built, test_data, held, seed=0)
+        shown = Condition.cat([seen_condition, held_condition])
+        real = torch.cat([seen_real, held_real])
+        probe, _, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
+
+        def draw(system: System, step: int) -> None:
+            ids = list(range(COLUMNS)) * len(shown)
+            pixels = sample_rows(system, shown.repeat(COLUMNS), seed=0, ids=ids)
+            grid = draw_grid(
+                pixels.view(len(shown), COLUMNS, *pixels.shape[1:]),
+                shown,
+                real=real,
+                title=f"step {step}: {seen} captions of the training split, {held} held out",
+                attribution=train_data.attribution,
+            )
+            log.media(step, "grid", grid)
+
+        def sensitivity(system: System, step: int) -> Mapping[str, float]:
+            measured = condition_sensitivity(system, probe)
+            require_sensitive(measured)
+            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
+
+        return [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+
+    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+        """On held-out captions rprec@10 and @100, KID, FID and sensitivity; then rprec on captions that were seen."""
+        judge = evaluator_of(built, world)
+        asked = {split: rows_of(built, data, options.num_samples, seed=options.seed) for split, data in splits(built)}
+        scores: list[Score] = []
+        for split, data in splits(built):
+            condition, real, captions = asked[split]
+            ids = list(range(len(condition)))
+            fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
+            about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split}
+            text = condition.text
+            assert text is not None and text.pooled is not None
+            found = retrieval_scores(
+                judge, fake, real, captions, text.pooled, seed=options.seed,
+                about={**about, "text": built.config.text.encoder},
+            )  # fmt: skip
+            if split == "train":
+                scores += [replace(one, name=f"{one.name}/seen") for one in found]
+                continue
+            scores += found
+            scores += quality_scores(
+                fake, real, asked["train"][1], name=options.extractor, about=about, evaluator=judge,
+                device=world.device, seed=options.seed,
+            )  # fmt: skip
+            probe = condition.index(slice(0, SENSITIVITY_ROWS))
+            for one in condition_sensitivity(system, probe, seed=options.seed):
+                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+        return scores
+
+
+def splits(built: Built) -> list[tuple[str, RowDataset]]:
+    """The held-out split that is scored, then the one that was trained on."""
+    pairs = ((built.config.eval.split, built.test_data), ("train", built.train_data))
+    return [(name, data) for name, data in dict(pairs).items() if isinstance(data, RowDataset)]
+
+
+def evaluator_of(built: Built, world: World) -> Evaluator:
+    """The dual encoder for this data, trained on its training split by the first process and cached for the others."""
+    assert built.encoder is not None and isinstance(built.train_data, RowDataset)
+    about = {"data": built.config.data_name, "split": "train", "text": built.encoder.fingerprint}
+
+    def made() -> Evaluator:
+        assert built.encoder is not None and isinstance(built.train_data, RowDataset)
+        folder = cache_folder() / "evaluators"
+        return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=world.device, say=print)
+
+    judge = made() if world.is_main else None
+    world.barrier()
+    return judge or made()
+
+
+def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
+    """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
+
+    With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
+    """
+    order = rng.permutation(len(data), seed, "scored rows").tolist()
+    rows = [order[i % len(order)] for i in range(count)]
+    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
+    text = batch.condition.text
+    assert text is not None and text.strings is not None
+    return batch.condition, batch.target, list(text.strings)

@@ -1,0 +1,226 @@
+"""What every registered system owes, over every condition that its forms can take.
+
+A new file in `condgen/systems/` with a `tiny` preset is tested here without a line of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from condgen import registry
+from condgen.conditions.stack import kind_class
+from condgen.pixels import pixels_to_float
+from condgen.rng import RowRandom, StepRandom
+from condgen.systems.base import System, Trainable
+from condgen.types import (
+    Batch,
+    Boxes,
+    BoxesSpec,
+    Condition,
+    ConditionSpec,
+    Frames,
+    FramesSpec,
+    Image,
+    ImageSpec,
+    Keypoints,
+    KeypointsSpec,
+    LabelSpec,
+    TargetSpec,
+    Text,
+    TextSpec,
+)
+
+ROWS = 4
+SIDE = 16
+TARGET = TargetSpec(3, SIDE, SIDE)
+SPECS = {
+    "label": LabelSpec(5),
+    "text": TextSpec(pooled=6, tokens=70, length=201, encoder="char"),
+    "boxes": BoxesSpec(2),
+    "keypoints": KeypointsSpec(3, flip_pairs=((0, 1),)),
+    "image": ImageSpec(3, SIDE, SIDE),
+    "frames": FramesSpec(2, 3, SIDE, SIDE),
+}
+PAIRS = [("text", "boxes"), ("label", "image"), ("label", "keypoints")]
+
+
+def classes() -> dict[str, type[Trainable]]:
+    return {name: registry.load("systems", name, Trainable) for name in registry.names("systems")}
+
+
+def cells() -> list[tuple[str, tuple[str, ...]]]:
+    """(system, fields) for every field, and pair of fields, whose kind can produce a form that the system takes."""
+    found = []
+    for name, cls in classes().items():
+        fits = [f for f in SPECS if set(kind_class(f).forms) & set(cls.consumes)]
+        wanted = [(f,) for f in fits] + [pair for pair in PAIRS if set(pair) <= set(fits)]
+        for fields in wanted:
+            full = tuple(dict.fromkeys((*cls.requires, *fields)))
+            if (name, full) not in found:
+                found.append((name, full))
+    return found
+
+
+def build(name: str, fields: tuple[str, ...], nullable: bool = False) -> Trainable:
+    cls = registry.load("systems", name, Trainable)
+    file = OmegaConf.to_container(OmegaConf.load(registry.path("configs/system", name, ".yaml")))
+    options = {**file.get("system", {}), **file["presets"]["tiny"].get("system", {})}
+    spec = ConditionSpec(**{f: SPECS[f] for f in fields}, nullable=nullable)
+    torch.manual_seed(0)
+    return cls(condition=spec, target=TARGET, **options)
+
+
+def condition(fields: tuple[str, ...], rows: int = ROWS) -> Condition:
+    g = torch.Generator().manual_seed(7)
+    corners = torch.rand(rows, 2, 2, generator=g) * 0.4
+    tokens = torch.nn.functional.one_hot(torch.randint(70, (rows, 201), generator=g), 70).float()
+    full = {
+        "label": torch.arange(rows) % 5,
+        "text": Text(
+            pooled=torch.randn(rows, 6, generator=g),
+            tokens=tokens,
+            mask=torch.ones(rows, 201, dtype=torch.bool),
+            strings=tuple(f"caption {i}" for i in range(rows)),
+        ),
+        "boxes": Boxes(torch.cat([corners, corners + 0.3], dim=2), torch.ones(rows, 2, dtype=torch.bool)),
+        "keypoints": Keypoints(torch.rand(rows, 3, 2, generator=g), torch.ones(rows, 3, dtype=torch.bool)),
+        "image": Image(torch.rand(rows, 3, SIDE, SIDE, generator=g) * 2 - 1),
+        "frames": Frames(
+            torch.rand(rows, 2, 3, SIDE, SIDE, generator=g) * 2 - 1, torch.ones(rows, 2, dtype=torch.bool)
+        ),
+    }
+    return Condition(**{f: full[f] for f in fields})
+
+
+def batch(fields: tuple[str, ...], rows: int = ROWS) -> Batch:
+    pixels = torch.randint(0, 256, (rows, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    return Batch(pixels_to_float(pixels), condition(fields, rows), tuple(map(str, range(rows))))
+
+
+def random(rows: int = ROWS) -> StepRandom:
+    return StepRandom("contract", rows=rows)
+
+
+CELLS = cells()
+GENERATORS = [(name, fields) for name, fields in CELLS if issubclass(classes()[name], System)]
+ids = {"ids": lambda value: value if isinstance(value, str) else "+".join(value)}
+each_cell = pytest.mark.parametrize(("name", "fields"), CELLS, **ids)
+each_generator = pytest.mark.parametrize(("name", "fields"), GENERATORS, **ids)
+
+
+@each_cell
+def test_phases_train_disjoint_parameters_and_gradient_reaches_all_of_them(name, fields):
+    system, data = build(name, fields), batch(fields)
+    seen: set[str] = set()
+    for phase in system.phases():
+        names = {n for n, p in system.named_parameters() if n.split(".")[0] in phase.trains and p.requires_grad}
+        assert names, f"{phase.name} trains nothing"
+        assert not names & seen, f"{phase.name} shares parameters with an earlier phase"
+        seen |= names
+        system.zero_grad()
+        losses = phase.loss(data, random())
+        assert losses is not None and losses["loss"].dim() == 0 and torch.isfinite(losses["loss"])
+        losses["loss"].backward()
+        silent = [n for n, p in system.named_parameters() if n in names and (p.grad is None or not p.grad.any())]
+        # a unit that is dead for this batch may be silent, a whole network may not
+        assert len(silent) < 0.2 * len(names), f"{phase.name}: no gradient in {silent[:5]}"
+    assert seen == {n for n, p in system.named_parameters() if p.requires_grad}
+
+
+@each_cell
+def test_losses_are_a_function_of_the_seed(name, fields):
+    def losses() -> list[float]:
+        system, data, out = build(name, fields), batch(fields), []
+        for phase in system.phases():
+            torch.manual_seed(11)
+            out.append(phase.loss(data, random())["loss"].item())
+        return out
+
+    assert losses() == losses()
+
+
+@each_generator
+def test_sample_shape_range_and_batch_independence(name, fields):
+    system = build(name, fields).eval()
+    asked = condition(fields)
+    with torch.no_grad():
+        together = system.sample(asked, random=RowRandom(5, range(ROWS)))
+        again = system.sample(asked, random=RowRandom(5, range(ROWS)))
+        apart = torch.cat([system.sample(asked.index([i]), random=RowRandom(5, [i])) for i in range(ROWS)])
+    assert together.shape == (ROWS, *TARGET.shape) and together.dtype == torch.float32
+    assert together.abs().max() <= 1 + 1e-5
+    assert torch.equal(together, again)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+
+
+@each_generator
+def test_output_depends_on_every_condition_and_not_on_other_rows(name, fields):
+    system = build(name, fields).eval()
+    asked = condition(fields)
+    with torch.no_grad():
+        base = system.sample(asked, random=RowRandom(5, [0] * ROWS))
+        for field in fields:
+            swapped = condition((field,)).index([1, 2, 3, 0])
+            other = Condition(**{f: getattr(swapped if f == field else asked, f) for f in fields})
+            moved = (system.sample(other, random=RowRandom(5, [0] * ROWS)) - base).abs().flatten(1).amax(1)
+            assert (moved > 0).all(), f"{name} ignores {field}"
+
+
+@each_generator
+def test_dropped_conditions_work_and_are_learned_nulls_where_the_form_has_one(name, fields):
+    system = build(name, fields, nullable=True).eval()
+    asked = condition(fields)
+    with torch.no_grad():
+        null = system.sample(asked.null_like(), random=RowRandom(5, [0] * ROWS))
+        given = system.sample(asked, random=RowRandom(5, [0] * ROWS))
+    assert torch.isfinite(null).all()
+    torch.testing.assert_close(null, null[:1].expand_as(null), atol=1e-5, rtol=0)  # nothing leaks through a null
+    assert not torch.allclose(null, given)
+
+
+@each_cell
+def test_state_dict_round_trip_is_exact(name, fields):
+    system, other = build(name, fields), build(name, fields)
+    for parameter in other.parameters():
+        parameter.data.add_(1)
+    other.load_state_dict(system.state_dict(), strict=True)
+    for (key, mine), theirs in zip(system.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), key
+
+
+@each_cell
+def test_a_few_steps_change_exactly_what_each_phase_trains(name, fields):
+    system, data = build(name, fields), batch(fields)
+    for phase in system.phases():
+        before = {n: p.detach().clone() for n, p in system.named_parameters()}
+        trained = [p for n, p in system.named_parameters() if n.split(".")[0] in phase.trains]
+        optimizer = torch.optim.Adam(trained, 1e-2)
+        optimizer.zero_grad()
+        phase.loss(data, random())["loss"].backward()
+        optimizer.step()
+        changed = {n.split(".")[0] for n, p in system.named_parameters() if not torch.equal(p, before[n])}
+        assert changed == set(phase.trains)
+
+
+@each_cell
+def test_a_batch_of_two_works(name, fields):
+    system, data = build(name, fields), batch(fields, rows=2)
+    for phase in system.phases():
+        assert torch.isfinite(phase.loss(data, random(2))["loss"])
+
+
+def test_every_system_has_a_config_with_the_presets_that_users_are_promised():
+    for name in registry.names("systems"):
+        file = OmegaConf.load(registry.path("configs/system", name, ".yaml"))
+        assert {"tiny", "small", "paper"} <= set(file.presets), name
+
+
+def test_the_matrix_is_not_empty():
+    systems = {name for name, _ in CELLS}
+    assert systems == set(registry.names("systems"))
+    covered = set(itertools.chain.from_iterable(fields for _, fields in GENERATORS))
+    assert {"label", "text"} <= covered
