@@ -53,6 +53,7 @@ log = Log(run)
 with StopSignals() as stop, log.progress(200, every_seconds=0) as progress:
     for step in range(1, 201):
         log.text(f"line {step}")
+        print("from a library")
         log.scalars(step, {"loss": 1 / step})
         progress.advance(step, {"loss": 1 / step})
         if step == 5:
@@ -70,7 +71,7 @@ def test_a_training_outlives_its_reader(tmp_path, hang_up):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert child.stdout.readline() == b"line 1\n"
+    assert child.stdout.readline() == b"line 1\n"  # then the reader goes away
     child.stdout.close()
     if hang_up:
         child.send_signal(signal.SIGHUP)
