@@ -78,6 +78,11 @@ def build(config: Config) -> Built:
     cls = registry.load("systems", config.system_name, Trainable)
     train_data = _data(config, "train")
     provided = train_data.provides
+    if not issubclass(cls, task.trains):
+        raise ConfigError(
+            f"the task {config.task} trains a {task.trains.__name__}, and {config.system_name} is none; "
+            f"{config.task} starts from the system in configs/task/{config.task}.yaml"
+        )
     spec = match(config, cls, task, provided)
     encoder = _encoder(config) if spec.text is not None else None
     if encoder is not None:

@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
 class Task(ABC):
     """conditions  fields of `Condition` that define the task: its data must provide them
+    trains      what its system has to be; a generator unless said otherwise
 
     Keyword-only constructor parameters of a subclass are options `eval.<name>`.
     """
 
     conditions: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[type] = System
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         """What is looked at during training: sample grids, sensitivity, validation scores."""
         return ()
 
     @abstractmethod
-    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+    def score(self, system: Any, built: Built, world: World, options: Any) -> list[Score]:
         """Scores of `system` on `built.test_data`, each with its floor and ceiling. Every rank calls it.
 
         `options` is the configuration's `eval` section.

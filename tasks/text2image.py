@@ -46,14 +46,17 @@ class Text2Image(Task):
         self.grid_rows = grid_rows
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
+        train_data, test_data = built.train_data, built.test_data
+        if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
+            return ()
         every = built.options.sample_every
-        seen = max(1, min(self.grid_rows // 2, len(built.train_data)))
-        held = max(1, min(self.grid_rows - seen, len(built.test_data)))
-        seen_condition, seen_real, _ = rows_of(built, built.train_data, seen, seed=0)
-        held_condition, held_real, _ = rows_of(built, built.test_data, held, seed=0)
+        seen = max(1, min(self.grid_rows // 2, len(train_data)))
+        held = max(1, min(self.grid_rows - seen, len(test_data)))
+        seen_condition, seen_real, _ = rows_of(built, train_data, seen, seed=0)
+        held_condition, held_real, _ = rows_of(built, test_data, held, seed=0)
         shown = Condition.cat([seen_condition, held_condition])
         real = torch.cat([seen_real, held_real])
-        probe, _, _ = rows_of(built, built.train_data, min(SENSITIVITY_ROWS, len(built.train_data)), seed=1)
+        probe, _, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
 
         def draw(system: System, step: int) -> None:
             ids = list(range(COLUMNS)) * len(shown)
@@ -63,7 +66,7 @@ class Text2Image(Task):
                 shown,
                 real=real,
                 title=f"step {step}: {seen} captions of the training split, {held} held out",
-                attribution=built.train_data.attribution,
+                attribution=train_data.attribution,
             )
             log.media(step, "grid", grid)
 

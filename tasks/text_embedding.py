@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from condgen.data.base import RowDataset
 from condgen.errors import ConfigError
 from condgen.metrics.evaluator import load_pairs
 from condgen.metrics.retrieval import candidate_rows, r_precision, strangers
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.pixels import pixels_to_float
-from condgen.systems.base import System
 from condgen.systems.joint_embedding import JointEmbedding
 from condgen.task import Task
 from condgen.types import Condition, Text
@@ -32,17 +32,21 @@ class TextEmbedding(Task):
     """Scores how often a held-out picture picks its own sentence among 10 and 100; floor 1/k, ceiling 1."""
 
     conditions: ClassVar[tuple[str, ...]] = ("text",)
+    trains: ClassVar[type] = JointEmbedding
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         """The retrieval scores every train.sample_every steps."""
         from condgen.engine.trainer import Hook
 
-        def validate(system: System, step: int) -> dict[str, float]:
+        if not isinstance(built.test_data, RowDataset):
+            return ()
+
+        def validate(system: Any, step: int) -> dict[str, float]:
             return {score.name: score.value for score in retrieval(system, built, built.config.eval)}
 
         return [Hook("retrieval", built.options.sample_every, validate)]
 
-    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+    def score(self, system: Any, built: Built, world: World, options: Any) -> list[Score]:
         return retrieval(system, built, options)
 
 
@@ -50,6 +54,8 @@ def retrieval(system: nn.Module, built: Built, options: Any, candidates: Sequenc
     """retrieval@k of a joint embedding on the test data. Raises ConfigError for any other system."""
     if not isinstance(system, JointEmbedding) or built.encoder is None:
         raise ConfigError("task=text_embedding scores joint embeddings; choose system=joint_embedding")
+    if not isinstance(built.test_data, RowDataset):
+        raise ConfigError("retrieval reads rows by number, which a stream cannot give; choose a data set for the test")
     encoder, size = built.encoder, built.target.height
     images, captions = load_pairs(built.test_data, size, seed=options.seed, most=options.num_samples)
     of_images, of_texts = embed(system, encoder, images, captions, options.batch_size)
@@ -93,7 +99,7 @@ def embed(
     for start in range(0, len(captions), batch_size):
         rows = slice(start, start + batch_size)
         text = encoder.attach(Condition(text=Text(strings=tuple(captions[rows])))).to(device)
-        left.append(system.embed_images(pixels_to_float(images[rows]).to(device)).float().cpu())
-        right.append(system.embed_texts(text).float().cpu())
+        left.append(system.scored(system.embed_images(pixels_to_float(images[rows]).to(device))).float().cpu())
+        right.append(system.scored(system.embed_texts(text)).float().cpu())
     system.train(was_training)
     return torch.cat(left), torch.cat(right)

@@ -151,7 +151,7 @@ def make_trainer(built: Built, world: World, run: RunFolder, log: Log) -> Traine
     hooks = built.task.hooks(built, run, log) if built.can_score else ()
     return Trainer(
         built.system,
-        built.batches(world.rank, world.world),  # type: ignore[arg-type]  # a stream's batches have this interface
+        built.batches(world.rank, world.world),
         built.prepare,
         built.optim,
         built.options,

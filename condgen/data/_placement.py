@@ -78,9 +78,8 @@ def resize(icon: Tensor, place: Place) -> Tensor:
         icon = icon.flip(-1)
     if icon.shape[-1] == place.edge:
         return icon
-    art = F.interpolate(icon[None], size=(place.edge, place.edge), mode="bilinear", antialias=True)[0]
-    torch.minimum(art[:3], art[3:4], out=art[:3])  # rounding must not lift a colour above its alpha
-    return art
+    # bilinear weights are not negative, so a premultiplied colour stays at or below its alpha, rounded too
+    return F.interpolate(icon[None], size=(place.edge, place.edge), mode="bilinear", antialias=True)[0]
 
 
 def paste(art: Tensor, place: Place, size: int) -> Tensor:

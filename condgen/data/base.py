@@ -306,6 +306,9 @@ def _stack(samples: Sequence[Sample], values: Sequence[Tensor | None], name: str
             raise DataError(
                 f"row {sample.key}: {name} has shape {tuple(value.shape)} where others have {tuple(model.shape)}"
             )
+        if value is not None and value.dtype != model.dtype:
+            # stacking would promote uint8 to float and leave it in 0..255
+            raise DataError(f"row {sample.key}: {name} has dtype {value.dtype} where others have {model.dtype}")
     return torch.stack([torch.zeros_like(model) if v is None else v for v in values])
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 480, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 8, 24  # margins for the labels
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 8, 24  # margins for the labels
 MAX_POINTS = 300  # about one per pixel
 COLOURS = 8  # --c0 .. --c7 in the page's style
 
@@ -21,9 +21,8 @@ def line_chart(series: Mapping[str, Sequence[Point]]) -> str:
     if not finite:
         return '<p class="soft">no finite values</p>'
     xs, ys = [x for x, _ in finite], [y for _, y in finite]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-    y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+    y_low, y_high = _padded(min(ys), max(ys))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -31,14 +30,13 @@ def line_chart(series: Mapping[str, Sequence[Point]]) -> str:
         return across, down
 
     parts = []
-    for value in y_ticks:
+    for value in ticks(y_low, y_high):
         _, y = place(x_low, value)
         parts.append(f'<line class="grid-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in x_ticks:
-        if x_low <= value <= x_high:
-            x, _ = place(value, y_low)
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{value:.6g}</text>')
+    for value in ticks(x_low, x_high):
+        x, _ = place(value, y_low)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{value:.6g}</text>')
     for index, points in enumerate(shown.values()):
         for piece in _pieces(points):
             path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in piece)
@@ -47,17 +45,18 @@ def line_chart(series: Mapping[str, Sequence[Point]]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg><div>{legend}</div>'
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) from at most `low` to at least `high`, about `count` of them."""
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / max(count - 1, 1)
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Round numbers (multiples of 1, 2 or 5 times a power of ten) within [low, high], 2 to `count` of them."""
+    raw = (high - low) / (count - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     gap = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    start = math.floor(low / gap)
-    stop = math.ceil(high / gap)
-    return [index * gap for index in range(start, stop + 1)]
+    return [index * gap for index in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1)]
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """A little more than [low, high], and never empty."""
+    pad = (high - low) * 0.05 or abs(low) * 0.1 or 1.0
+    return low - pad, high + pad
 
 
 def _thin(points: Sequence[Point]) -> list[Point]:

@@ -127,9 +127,9 @@ class Appender:
             with open(self.path, "ab", buffering=0) as file:
                 written = file.write(data)
                 if written != len(data):
-                    self._torn = True
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            self._torn = True
             if not self.lost:
                 self._warn(f"cannot write {self.path.name} ({error.strerror}); the run goes on without its new lines")
             self.lost += 1

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from condgen import __version__, registry
 from condgen.engine.disk import replace_file, sync_folder, write_file
-from condgen.errors import CheckpointError, CondgenError
-from condgen.systems.base import System
+from condgen.errors import CheckpointError, CondgenError, ConfigError
+from condgen.systems.base import System, Trainable
 from condgen.types import ConditionSpec, TargetSpec
 
 FORMAT = 1
@@ -131,15 +131,7 @@ def _check_sizes(condition: ConditionSpec, target: TargetSpec, source: str) -> N
 # writing
 
 
-class Exportable(Protocol):
-    """What exporting needs of a system, and of a network that makes no pictures, such as an encoder."""
-
-    generates: ClassVar[tuple[str, ...]]
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-
-def exported(system: Exportable) -> dict[str, Tensor]:
+def exported(system: Trainable) -> dict[str, Tensor]:
     """The tensors that sampling needs, named as in the system's state_dict: `System.generates`, or all."""
     return only_generating(system.state_dict(), system.generates)
 
@@ -152,7 +144,7 @@ def only_generating(tensors: Mapping[str, Tensor], generates: Sequence[str]) -> 
 
 
 def write_export(
-    folder: Path | str, system: Exportable, ema_tensors: Mapping[str, Tensor], manifest: ExportInfo
+    folder: Path | str, system: Trainable, ema_tensors: Mapping[str, Tensor], manifest: ExportInfo
 ) -> Path:
     """Writes the folder as a whole or not at all; an older export there is replaced.
 
@@ -269,7 +261,11 @@ def make_system(info: ExportInfo, tensors: Mapping[str, Tensor], source: str, *,
     Names and shapes are compared on the meta device first, so a config that asks for a huge network is
     refused before memory is allocated. Raises CheckpointError naming the first five wrong keys of each sort.
     """
-    cls = registry.load("systems", info.system, System)
+    cls = registry.load("systems", info.system, Trainable)
+    if not issubclass(cls, System):
+        raise ConfigError(
+            f"{source} holds {info.system}, which makes no pictures; it serves other runs, as text.encoder"
+        )
     options = _known_options(cls, info, source)
     try:
         with torch.device("meta"):

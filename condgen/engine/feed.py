@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from condgen.data.base import BatchDataset, Loaded, Quarantined, batches
+from condgen.data.base import BatchDataset, Loaded, Quarantined, StreamBatches, batches
 from condgen.engine.options import TrainOptions
 from condgen.engine.world import World
 from condgen.errors import ConfigError, DataError
@@ -56,7 +56,7 @@ class StepData:
         return Place(self.step, repeat, micro) in self._shared
 
     def share(self, repeat: int, micro: int, value: Any) -> None:
-        """Attaches what `System.shared` made; every phase that asks for the batch gets it."""
+        """Attaches what `Trainable.shared` made; every phase that asks for the batch gets it."""
         place = Place(self.step, repeat, micro)
         self._ready[place] = replace(self.batch(repeat, micro), shared=value)
         self._shared.add(place)
@@ -75,7 +75,7 @@ class Feed:
 
     def __init__(
         self,
-        data: BatchDataset,
+        data: BatchDataset | StreamBatches,
         prepare: Prepare,
         options: TrainOptions,
         world: World,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from condgen import registry
 from condgen.errors import ConfigError
-from condgen.systems.base import System
 
 NonFinite = Literal["raise", "skip"]
 
@@ -80,7 +79,7 @@ class Hook:
 
     name: str
     every: int
-    run: Callable[[System, int], Mapping[str, float] | None]
+    run: Callable[[Any, int], Mapping[str, float] | None]
 
     def due(self, step: int, steps: int) -> bool:
         return self.every > 0 and (step % self.every == 0 or step == steps)

@@ -18,7 +18,7 @@ from condgen.engine.state import NAMED
 from condgen.engine.world import World
 from condgen.errors import ConfigError
 from condgen.rng import StepRandom
-from condgen.systems.base import Losses, LossMethod, Phase, System
+from condgen.systems.base import Losses, LossMethod, Phase, Trainable
 from condgen.types import Batch
 
 BatchAt = Callable[[int, int], Batch]
@@ -34,7 +34,7 @@ class PhaseLoss(nn.Module):
     accumulation stay correct; a loss called past the wrapper would not be synchronised at all.
     """
 
-    def __init__(self, system: System, phase: Phase) -> None:
+    def __init__(self, system: Trainable, phase: Phase) -> None:
         super().__init__()
         for name in phase.trains:
             self.add_module(name.replace(".", "__"), system.get_submodule(name))
@@ -44,7 +44,7 @@ class PhaseLoss(nn.Module):
         return self.loss(batch, random)
 
 
-def owned(system: System, phases: Sequence[Phase]) -> dict[str, dict[str, nn.Parameter]]:
+def owned(system: Trainable, phases: Sequence[Phase]) -> dict[str, dict[str, nn.Parameter]]:
     """Phase name -> its trainable parameters by name in the system.
 
     Parameters with requires_grad False belong to nobody and stay frozen. ConfigError for names that are not
@@ -83,7 +83,7 @@ def owned(system: System, phases: Sequence[Phase]) -> dict[str, dict[str, nn.Par
     return out
 
 
-def _trained(system: System, phase: Phase) -> Iterable[nn.Parameter]:
+def _trained(system: Trainable, phase: Phase) -> Iterable[nn.Parameter]:
     for name in phase.trains:
         try:
             child = system.get_submodule(name)
@@ -126,7 +126,7 @@ class Runner:
 
     def __init__(
         self,
-        system: System,
+        system: Trainable,
         phase: Phase,
         parameters: dict[str, nn.Parameter],
         optim: OptimOptions,

@@ -18,7 +18,7 @@ from condgen.engine.options import TrainOptions
 from condgen.engine.phases import Runner
 from condgen.engine.world import World
 from condgen.errors import CheckpointError, DivergedError
-from condgen.systems.base import System
+from condgen.systems.base import Trainable
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Snapshot:
     """
 
     def __init__(
-        self, system: System, ema: Ema, runners: Sequence[Runner], options: TrainOptions, world: World
+        self, system: Trainable, ema: Ema, runners: Sequence[Runner], options: TrainOptions, world: World
     ) -> None:
         self.system, self.ema, self.runners, self.options, self.world = system, ema, runners, options, world
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from condgen.data.base import BatchDataset, too_many_bad
+from condgen.data.base import BatchDataset, StreamBatches, too_many_bad
 from condgen.engine import state
 from condgen.engine.checkpoint import Checkpoint, CheckpointStore
 from condgen.engine.clock import Clock
@@ -37,7 +37,7 @@ from condgen.engine.signals import StopSignals
 from condgen.engine.world import World
 from condgen.errors import CheckpointError, DataError, Stopped
 from condgen.nn import sync_norm
-from condgen.systems.base import System
+from condgen.systems.base import Trainable
 from condgen.types import Batch
 
 __all__ = ["Hook", "OptimOptions", "Outcome", "TrainOptions", "Trainer"]
@@ -70,8 +70,8 @@ class Trainer:
 
     def __init__(
         self,
-        system: System,
-        data: BatchDataset,
+        system: Trainable,
+        data: BatchDataset | StreamBatches,
         prepare: Callable[[Batch], Batch],
         optim: Mapping[str, OptimOptions],
         options: TrainOptions,
@@ -90,7 +90,7 @@ class Trainer:
         self._place_system()
         self.runners = [Runner(system, p, parameters[p.name], chosen[p.name], options, world) for p in self.phases]
         self.ema = Ema(system, system.generates, options.ema_decay)
-        self._shares = type(system).shared is not System.shared
+        self._shares = type(system).shared is not Trainable.shared
         self._latest: dict[str, Tensor | float] = {}  # newest scalars of every phase, for the log
         self._skips: dict[str, int] = {}  # phase -> updates refused in a row
         self._bad_rows: set[str] = set()

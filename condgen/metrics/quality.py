@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from condgen.errors import DataError
@@ -23,7 +24,7 @@ def quality_scores(
     name: str = "auto",
     about: Mapping[str, str],
     evaluator: Evaluator | None = None,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> list[Score]:
     """KID always, FID where there are 2,048 pictures on both sides.
@@ -36,8 +37,6 @@ def quality_scores(
     """
     if min(len(fake), len(real), len(other)) < 4:
         raise DataError(f"KID needs at least 4 pictures a side; got {len(fake)}, {len(real)} and {len(other)}")
-    import torch
-
     network = extractor(name, evaluator=evaluator, device=device)
     noise = torch.rand(fake.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     of_fake, of_real, of_other, of_noise = (network.features(x) for x in (fake, real, other, noise))

@@ -107,6 +107,7 @@ class GanCls(System):
         self.style_encoder: nn.Module | None = None
         if style_start is not None:
             self.style_encoder = reed.StyleEncoder(side, target.channels, discriminator_width, noise_dim)
+        self.r1_clock: Tensor
         self.register_buffer("r1_clock", torch.zeros((), dtype=torch.int64))
 
     @property

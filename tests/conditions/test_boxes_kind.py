@@ -47,6 +47,12 @@ def test_overlap_is_the_mean_and_invalid_boxes_count_for_nothing():
     assert torch.allclose(painted[0, 0, 0], torch.tensor([2.0, 3.0, 3.0, 4.0]))
 
 
+def test_a_partly_covered_cell_keeps_its_share_and_hard_cells_follow_their_centres():
+    xyxy, valid, value = torch.tensor([[[0.3, 0.0, 0.8, 1.0]]]), torch.tensor([[True]]), torch.tensor([[[10.0]]])
+    assert torch.allclose(paint_boxes(xyxy, valid, value, (1, 4))[0, 0, 0], torch.tensor([0.0, 8.0, 10.0, 2.0]))
+    assert paint_boxes(xyxy, valid, value, (1, 4), hard=True)[0, 0, 0].tolist() == [0, 10, 10, 0]
+
+
 def test_map_channels_are_indicator_and_classes():
     kind = BoxRegions(BoxesSpec(2, num_classes=3), "map")
     condition = boxes([[[0, 0, 0.5, 1], [0.5, 0, 1, 1]]], label=torch.tensor([[2, -1]]))

@@ -197,6 +197,13 @@ def test_shapes_that_differ_name_the_row():
         collate(rows, ConditionSpec(label=LabelSpec(1)))
 
 
+def test_uint8_and_float_rows_do_not_mix():
+    """Stacking them would give float pixels in 0..255."""
+    rows = [Sample("a", PIXELS, label=0), Sample("odd", torch.full((1, 2, 2), 200, dtype=torch.uint8), label=0)]
+    with pytest.raises(DataError, match=r"row odd: target has dtype torch\.uint8"):
+        collate(rows, ConditionSpec(label=LabelSpec(1)))
+
+
 def test_pixels_given_as_0_to_255_floats_are_refused():
     """H3: the check that `condgen check-data` runs on every row."""
     from condgen.errors import ShapeError

@@ -11,7 +11,7 @@ import torch
 from condgen import registry
 from condgen.data import _emoji
 from condgen.data import cache as cache_module
-from condgen.data._placement import INK, Place, bounce, measure, paste, resize
+from condgen.data._placement import INK, Place, bounce, measure, paste, resize, room
 from condgen.data.base import BatchDataset, RowDataset, collate
 from condgen.data.cache import CachedArray
 from condgen.data.checks import check
@@ -143,6 +143,25 @@ def test_mirror_swaps_left_and_right_points():
         torch.testing.assert_close(mirrored, expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("placement", ["centre", "random"])
+def test_no_ink_is_cut_off(placement):
+    data = OpenMoji(size=SIZE, split="all", placement=placement, flip=True, jitter=0.1)
+    for index in some(data, 60):
+        place = data._place(index, seeded(index))
+        art = resize(data._icon(index), place)
+        left = paste(art, place, SIZE)[3].sum()
+        # an icon wider than the picture cannot fit, so that only jitter beyond its size may lose some
+        if place.edge <= SIZE:
+            assert left >= 0.995 * art[3].sum(), (data.key(index), place)
+
+
+def test_room_is_that_of_the_mirrored_ink():
+    ink = (2, 4, 10, 28)  # x0, y0, x1, y1 in a frame of 32
+    assert room(ink, 32, 32) == ((-2, 22), (-4, 4))
+    assert room(ink, 32, 32, flip=True) == ((-22, 2), (-4, 4))
+    assert room(ink, 32, 16) == ((-1, 27), (-2, 18))
+
+
 def test_lines_move_with_the_picture():
     data = OpenMoji(size=SIZE, split="all", placement="random")
     for index in some(data, 15):
@@ -195,6 +214,14 @@ def test_clip_moves_bounces_and_keeps_all_ink():
         assert len({tuple(m.flatten().tolist()) for m in mask[:10]}) > 1
         box, _ = measure((mask[0, 0] * 255).round().to(torch.uint8))
         assert torch.equal(sample.boxes, box)
+
+
+def test_clip_mask_belongs_to_the_target_frames():
+    data = OpenMoji(size=SIZE, frames=5, past=4)
+    sample = data.sample(3, None)
+    assert sample.truth["mask"].shape == (5, 1, SIZE, SIZE) and sample.frames.shape == (4, 3, SIZE, SIZE)
+    empty = (sample.truth["mask"] == 0).expand_as(sample.target)
+    assert bool((sample.target[empty] == 255).all())
 
 
 def test_bounce_reflects():
@@ -327,6 +354,13 @@ def test_damaged_cache_is_made_again(tmp_path, monkeypatch, harm):
     path.write_bytes(harm(path.read_bytes()))
     assert np.array_equal(_array().array.ravel(), np.arange(12))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_cache_of_another_shape_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONDGEN_CACHE", str(tmp_path))
+    for other in (np.zeros((2, 3), np.uint8), np.zeros((4, 3), np.float32)):
+        np.save(tmp_path / "a.npy", other)
+        assert np.array_equal(_array().array.ravel(), np.arange(12))
 
 
 def test_unwritable_cache_warns_and_goes_on(tmp_path, monkeypatch):

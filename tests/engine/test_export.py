@@ -230,6 +230,7 @@ def test_nan_weights_are_refused(folder, tmp_path):
         ({"system": "os.system"}, "no systems named 'os.system'"),
         ({"system": "../../evil"}, "no systems named"),
         ({"system": "tyo"}, "Did you mean 'toy'"),
+        ({"system": "joint_embedding"}, "makes no pictures"),
         ({"options": [1]}, "expected a JSON object"),
         ({"options": {"no_such": 1}}, "toy has no options no_such"),
         ({"options": {"target": 1}}, "toy has no options target"),

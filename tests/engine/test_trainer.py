@@ -490,6 +490,25 @@ def test_bad_rows_are_written_down_once_and_too_many_end_the_run(tmp_path):
         broken.train(stop=StopAfter(999))
 
 
+class Deadly(ToyData):
+    """Kills the process that loads its row 7."""
+
+    def sample(self, index, random):
+        if index == 7 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().sample(index, random)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(30)
+def test_a_loader_process_that_is_killed_is_a_data_error_and_the_run_can_go_on(tmp_path):
+    trainer = make_trainer(tmp_path, data=Deadly(), workers=2, checkpoint_every=1)
+    with pytest.raises(DataError, match=r"process that loads data died at step \d+ .*data\.workers=0"):
+        trainer.train(stop=StopAfter(99))
+    again = make_trainer(tmp_path, data=Deadly())
+    assert again.train(again.store.latest(), stop=StopAfter(99)) == Outcome(20, "done")
+
+
 # construction
 
 

@@ -236,7 +236,7 @@ def test_a_condition_is_needed():
 
 @pytest.mark.slow
 def test_matching_aware_training_makes_the_critic_hear_the_text():
-    """Check (g5) of the paper's reproduction: with mismatched pairs D tells right from wrong text; without it does not."""
+    """Check (g5): with mismatched pairs D tells right from wrong text; without them it does not."""
     colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
     gaps = {}
     for cls_weight in (0.0, 0.5):
