@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,7 +220,17 @@ def test_evaluate_adds_scores_and_never_replaces(run: Path, capsys: pytest.Captu
     assert "rows|n=5" in text and len(set((run / "eval").glob("*.json")) - before) == 1
     assert "no checkpoint of step 9" in said(capsys, "evaluate", str(run), "--step", "9", code=2)
     assert "change what was trained" in said(capsys, "evaluate", str(run), "system.width=3", code=2)
+    assert "change what was trained" in said(capsys, "evaluate", str(run), "data=openmoji", code=2)
     assert "not a run folder" in said(capsys, "evaluate", "absent", code=2)
+
+
+def test_evaluate_refuses_weights_that_do_not_fit(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    config = (run / "config.yaml").read_text()
+    (tmp_path / "copy" / "config.yaml").write_text(config.replace("width: 8", "width: 9"))
+    assert "instead of" in said(capsys, "evaluate", str(tmp_path / "copy"), code=2)
 
 
 def test_report_is_written_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ examples:
   condgen evaluate runs/NAME eval.num_samples=1000 eval.seed=1
   condgen evaluate runs/NAME data.root=/elsewhere     the data have moved
 """
-ALLOWED = ("eval", "data", "text", "train.device", "train.precision")
+ALLOWED = ("eval.", "data.", "text.cache", "train.device", "train.precision")
 
 
 def main(words: Sequence[str]) -> int:
@@ -26,11 +26,12 @@ def main(words: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(words)
     for word in given.words:
         if not word.startswith(ALLOWED):
-            raise ConfigError(f"{word!r} would change what was trained; evaluate takes {', '.join(ALLOWED)}")
+            raise ConfigError(f"{word!r} would change what was trained; evaluate takes {' '.join(ALLOWED)}")
     config = arguments.load_run(given.run, given.words)
 
     from condgen.build import build
     from condgen.engine.checkpoint import CheckpointStore
+    from condgen.engine.export import check_fits
     from condgen.engine.report import write_report
     from condgen.engine.run import RunFolder
     from condgen.engine.world import World
@@ -48,7 +49,9 @@ def main(words: Sequence[str]) -> int:
         newest = agreed(world, lambda: given.step if given.step is not None else getattr(store.latest(), "step", None))
         if newest is None:
             raise ConfigError(f"{given.run} has no checkpoint yet; train it first")
-        built.system.load_state_dict(finish.averaged(store.load(newest)))
+        weights = finish.averaged(store.load(newest))
+        check_fits(built.system.state_dict(), weights, f"{run.path}, step {newest}")
+        built.system.load_state_dict(weights)
         scores = finish.score(built, world, run, newest)
         if world.is_main:
             write_report(run)
