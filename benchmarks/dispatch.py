@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
+from timing import seconds_per_step
 from torch import Tensor, nn
 
 from condgen.data.base import BatchDataset, RowDataset, batches
-from condgen.engine.log import Log
-from condgen.engine.optim import OptimOptions
-from condgen.engine.run import RunFolder
-from condgen.engine.trainer import Trainer, TrainOptions
 from condgen.engine.world import World
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, System
@@ -102,27 +96,6 @@ def bare(data: BatchDataset, steps: int) -> float:
     return (time.perf_counter() - began) / steps
 
 
-def engine(data: BatchDataset, steps: int, folder: Path) -> float:
-    """Seconds per step of the trainer, without its start and without the final checkpoint."""
-    options = TrainOptions(steps=steps, batch_size=data.batch_size, checkpoint_every=0, log_every=10)
-    run = RunFolder(folder)
-    system = Tiny(condition=SPEC, target=TARGET)
-    world = World()
-    trainer = Trainer(system, data, lambda b: b, {"default": OptimOptions()}, options, world, run, Log(run, quiet=True))
-    times: list[float] = []
-    real: Any = trainer._save
-    trainer._save = lambda step, clock: (times.append(time.perf_counter()), real(step, clock))[1]  # type: ignore[method-assign]
-    loop: Any = trainer._loop
-
-    def timed(step: int, stop: Any) -> Any:
-        times.append(time.perf_counter())
-        return loop(step, stop)
-
-    trainer._loop = timed  # type: ignore[method-assign]
-    trainer.train()
-    return (times[1] - times[0]) / steps
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -130,22 +103,17 @@ def main() -> None:
     given = parser.parse_args()
     data = BatchDataset(Pixels(), SPEC, batch_size=16, seed=0)
     found: dict[str, list[float]] = {"bare": [], "engine": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(given.rounds + 1):  # the first round warms up
-            pair = bare(data, given.steps), engine(data, given.steps, _make(Path(folder) / str(number)))
-            if number:
-                for name, seconds in zip(found, pair, strict=True):
-                    found[name].append(seconds * 1e3)
+    for number in range(given.rounds + 1):  # the first round warms up
+        engine = seconds_per_step(Tiny(condition=SPEC, target=TARGET), data, given.steps, World())
+        pair = bare(data, given.steps), engine
+        if number:
+            for name, seconds in zip(found, pair, strict=True):
+                found[name].append(seconds * 1e3)
     middle = {name: statistics.median(values) for name, values in found.items()}
     added = statistics.median(e - b for b, e in zip(found["bare"], found["engine"], strict=True))
     for name, value in middle.items():
         print(f"{name:8s} {value:.3f} ms per step  ({min(found[name]):.3f} .. {max(found[name]):.3f})")
     print(f"added    {added:.3f} ms per step, ratio {middle['engine'] / middle['bare']:.2f} (allowed: 0.5 ms)")
-
-
-def _make(path: Path) -> Path:
-    path.mkdir()
-    return path
 
 
 if __name__ == "__main__":

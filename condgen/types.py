@@ -132,10 +132,10 @@ class Condition:
         return self._map(lambda t: t.pin_memory())
 
     def index(self, rows: Tensor | Sequence[int] | slice) -> Condition:
-        """Rows by int64 indices, bool mask or slice."""
+        """Rows by int64 indices, a bool tensor (B,) or a slice."""
         if isinstance(rows, slice):
             rows = torch.arange(len(self))[rows]
-        at = torch.as_tensor(rows)
+        at = rows if isinstance(rows, Tensor) else torch.tensor(rows, dtype=torch.int64)
         changed: dict[str, Any] = {
             n: v.index(at) if isinstance(v, Record) else v[at.to(v.device)] for n, v in self.items()
         }
@@ -173,7 +173,7 @@ class Condition:
 
     def null_like(self) -> Condition:
         """The same fields with every row null and present False."""
-        return self.drop(1.0)
+        return self.drop(torch.ones(len(self), dtype=torch.bool))
 
     def drop(
         self,

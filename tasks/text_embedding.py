@@ -99,7 +99,7 @@ def embed(
     for start in range(0, len(captions), batch_size):
         rows = slice(start, start + batch_size)
         text = encoder.attach(Condition(text=Text(strings=tuple(captions[rows])))).to(device)
-        left.append(system.embed_images(pixels_to_float(images[rows]).to(device)).float().cpu())
-        right.append(system.embed_texts(text).float().cpu())
+        left.append(system.scored(system.embed_images(pixels_to_float(images[rows]).to(device))).float().cpu())
+        right.append(system.scored(system.embed_texts(text)).float().cpu())
     system.train(was_training)
     return torch.cat(left), torch.cat(right)

@@ -113,7 +113,7 @@ def test_unknown_phase_is_refused_with_the_phases() -> None:
 
 
 def test_data_that_are_not_there() -> None:
-    with pytest.raises(DataError, match="data.root"):
+    with pytest.raises(DataError, match=r"data\.root"):
         build(toy("data.root=missing"))
 
 

@@ -141,7 +141,8 @@ class Checker:
                 if option.default is REQUIRED:
                     self.problems.append(f"{full} is missing: {option.owner} needs it ({option.describe()})")
                 else:
-                    out[key] = option.default
+                    # a default of 600 for a float prints as 600.0, as it will when it is read back
+                    out[key] = float(option.default) if option.type is float else option.default
                 continue
             try:
                 out[key] = convert(full, given[key], option)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen.errors import ConfigError, ShapeError
@@ -126,7 +127,12 @@ class JointEmbedding(Trainable):
             loss = structured_joint_embedding(images, texts, margin=self.margin, ignore=ignore)
         else:
             loss = info_nce(images, texts, scale=1 / self.temperature, ignore=ignore)
-        return {"loss": loss, "accuracy": in_batch_accuracy(images.detach(), texts.detach())}
+        accuracy = in_batch_accuracy(self.scored(images.detach()), self.scored(texts.detach()))
+        return {"loss": loss, "accuracy": accuracy}
+
+    def scored(self, vectors: Tensor) -> Tensor:
+        """Embeddings (B, dim) whose dot product is the score that the loss trains: a cosine for info_nce."""
+        return F.normalize(vectors, dim=1) if self.loss_name == "info_nce" else vectors
 
     def _same(self, condition: Condition, device: torch.device) -> Tensor | None:
         """bool (B, B): pairs that are no negatives, being of one class or having one sentence."""

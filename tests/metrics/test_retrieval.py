@@ -21,7 +21,7 @@ from condgen.metrics.retrieval import candidate_rows, r_precision, retrieval_sco
 from condgen.metrics.signature import comparable, parse
 from condgen.pixels import pixels_to_float
 
-SMALL = EvaluatorOptions(steps=60, batch_size=32, dim=16, width=8, size=16, hidden=32, dropout=0.0, lr=5e-3)
+SMALL = EvaluatorOptions(steps=60, batch_size=32, dim=16, width=8, size=16, hidden=32, dropout=0.1, lr=5e-3)
 
 
 def vectors(count, seed=0):
@@ -113,6 +113,16 @@ def test_embeddings_do_not_depend_on_batching_or_on_invisible_float_detail(judge
     as_float = pixels_to_float(pictures) + 1e-4
     torch.testing.assert_close(judge.embed_images(as_float), whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(20))
+    judge.train()  # someone's training mode must neither change the numbers nor be lost
+    try:
+        torch.testing.assert_close(judge.embed_images(pictures), whole, rtol=0, atol=1e-6)
+        words = pooled_text(Words(), ["red top left", "blue top left"])
+        assert judge.training
+        one = judge.embed_text(words)
+        judge.eval()
+        torch.testing.assert_close(judge.embed_text(words), one)
+    finally:
+        judge.eval()
     with pytest.raises(ShapeError):
         judge.embed_images(pictures[:, :1])
     with pytest.raises(ShapeError):

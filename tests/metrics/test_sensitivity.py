@@ -81,6 +81,12 @@ def test_no_evidence_is_no_alarm():
         condition_sensitivity(Painter(), condition(1))
 
 
+def test_rows_that_found_no_other_value_do_not_dilute_the_swap():
+    mostly = torch.tensor([0, 0, 0, 0, 0, 0, 0, 4])  # one row differs, so only two rows can change
+    found = measure(Painter(label=1.0), Condition(label=mostly, text=condition(8).text))["label"]
+    assert found.rows == 2 and found.swap == pytest.approx(4.0, abs=1e-5)
+
+
 def test_a_system_without_noise_is_reported_in_pixels():
     found = measure(Painter(label=1.0, noise=0.0), condition())["label"]
     assert found.noise == 0 and found.relative_swap is None

@@ -81,8 +81,11 @@ def test_it_learns_which_sentence_belongs_to_which_picture(loss):
         optimizer.step()
     system.eval()
     with torch.no_grad():
-        scores = system.embed_images(given.target) @ system.embed_texts(given.condition).T
+        of_images, of_texts = system.embed_images(given.target), system.embed_texts(given.condition)
+        scores = system.scored(of_images) @ system.scored(of_texts).T
     assert out["loss"].item() < 0.5 * first
+    lengths = system.scored(of_images).norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(20)) == (loss == "info_nce")
     assert (scores.argmax(1) % 5 == torch.arange(20) % 5).float().mean() > 0.9
 
 
