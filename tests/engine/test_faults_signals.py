@@ -53,7 +53,8 @@ log = Log(run)
 with StopSignals() as stop, log.progress(200, every_seconds=0) as progress:
     for step in range(1, 201):
         log.text(f"line {step}")
-        print("from a library")
+        if step > 5:
+            print("from a library")  # after the log has met the closed stream
         log.scalars(step, {"loss": 1 / step})
         progress.advance(step, {"loss": 1 / step})
         if step == 5:
