@@ -49,7 +49,8 @@ def load(
     """A trained system, ready to sample.
 
     path           a run folder (its export, or its newest checkpoint when there is no export yet), an export
-                   folder, or "owner/name" on the Hugging Face Hub when no such path exists here
+                   folder, RUN/checkpoints/step-N or RUN/checkpoints/best, or "owner/name" on the Hugging Face
+                   Hub when no such path exists here
     device         "auto" = a GPU if there is one, otherwise the CPU
     precision      "fp32" = reproducible; "bf16" = faster where the hardware has it
     revision       branch, tag or commit on the Hub
@@ -96,6 +97,8 @@ class Found(NamedTuple):
 
 def find_weights(folder: Path) -> Found:
     """What a run folder or an export folder holds. Raises CheckpointError."""
+    if folder.parent.name == "checkpoints":
+        return _from_checkpoint(folder.parent.parent, folder.name)
     if not folder.is_dir():
         raise CheckpointError(f"there is no run or export folder at {folder}; give runs/NAME or owner/name on the Hub")
     for export in (folder / "export", folder):
@@ -108,11 +111,22 @@ def find_weights(folder: Path) -> Found:
     raise CheckpointError(f"{folder} holds neither an export nor checkpoints; give the folder of a training run")
 
 
-def _from_checkpoint(run: Path) -> Found:
-    """Averaged weights of the newest valid checkpoint of a run that has no export yet."""
+def _from_checkpoint(run: Path, name: str = "latest") -> Found:
+    """Averaged weights of a checkpoint: "latest" (the newest valid one), "best" or step-N."""
     from condgen.engine.checkpoint import CheckpointStore
 
-    checkpoint = CheckpointStore(run / "checkpoints").latest()
+    store = CheckpointStore(run / "checkpoints")
+    if name == "latest":
+        checkpoint = store.latest()
+    else:
+        digits = name.removeprefix("step-")
+        best = store.best() if name == "best" else None
+        if best is None and not digits.isdigit():
+            raise CheckpointError(
+                f"{store.folder / name} is no checkpoint; there are steps {store.steps()}"
+                + ("; best needs train.best=METRIC while training" if name == "best" else "")
+            )
+        checkpoint = store.load(int(digits) if best is None else best["step"])
     if checkpoint is None:
         raise CheckpointError(f"{run} has no export and no valid checkpoint yet; train it first")
     if not (run / SYSTEM).is_file():
@@ -126,7 +140,8 @@ def _from_checkpoint(run: Path) -> Found:
     if averaged:
         merged |= checkpoint.tensors("ema")
     source = f"{checkpoint.path} ({'averaged' if averaged else 'raw'} weights of step {checkpoint.step})"
-    logger.warning("%s has no export yet; using %s", run, source)
+    if name == "latest":
+        logger.warning("%s has no export yet; using %s", run, source)
     return Found(info, merged, source, whole=True)
 
 

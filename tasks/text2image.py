@@ -37,13 +37,14 @@ SENSITIVITY_ROWS = 16
 class Text2Image(Task):
     """The sample grid has half its rows from captions that were trained on and half from held-out ones.
 
-    grid_rows   rows of the sample grid
+    grid_rows        rows of the sample grid
+    validate_every   steps between scores of rprec@10 on the scored split while training, 0 = never; for train.best
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("text",)
 
-    def __init__(self, *, grid_rows: int = 8) -> None:
-        self.grid_rows = grid_rows
+    def __init__(self, *, grid_rows: int = 8, validate_every: int = 0) -> None:
+        self.grid_rows, self.validate_every = grid_rows, validate_every
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         train_data, test_data = built.train_data, built.test_data
@@ -75,11 +76,32 @@ class Text2Image(Task):
             require_sensitive(measured)
             return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
 
-        return [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+        hooks = [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+        return [*hooks, self.validation(built, test_data)] if self.validate_every else hooks
+
+    def validation(self, built: Built, data: RowDataset) -> Hook:
+        """rprec@10 during training. Choose with eval.split=val, so that the test split stays unseen."""
+        options, judge = built.config.eval, None
+        condition, real, captions = rows_of(built, data, options.num_samples, seed=options.seed)
+
+        def run(system: System, step: int) -> Mapping[str, float]:
+            nonlocal judge
+            judge = judge or evaluator_of(built, next(system.parameters()).device)
+            ids = list(range(len(condition)))
+            fake = sample_rows(system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
+            text = condition.text
+            assert text is not None and text.pooled is not None
+            (one,) = retrieval_scores(judge, fake, real, captions, text.pooled, about={}, candidates=(10,))
+            return {one.name: one.value}
+
+        return Hook("validation", self.validate_every, run)
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
         """On held-out captions rprec@10 and @100, KID, FID and sensitivity; then rprec on captions that were seen."""
-        judge = evaluator_of(built, world)
+        if world.is_main:
+            evaluator_of(built, world.device)  # trains it; the others then read it from the cache
+        world.barrier()
+        judge = evaluator_of(built, world.device)
         asked = {split: rows_of(built, data, options.num_samples, seed=options.seed) for split, data in splits(built)}
         scores: list[Score] = []
         for split, data in splits(built):
@@ -113,19 +135,12 @@ def splits(built: Built) -> list[tuple[str, RowDataset]]:
     return [(name, data) for name, data in dict(pairs).items() if isinstance(data, RowDataset)]
 
 
-def evaluator_of(built: Built, world: World) -> Evaluator:
-    """The dual encoder for this data, trained on its training split by the first process and cached for the others."""
+def evaluator_of(built: Built, device: torch.device) -> Evaluator:
+    """The dual encoder for this data, trained on its training split unless the cache has it."""
     assert built.encoder is not None and isinstance(built.train_data, RowDataset)
     about = {"data": built.config.data_name, "split": "train", "text": built.encoder.fingerprint}
-
-    def made() -> Evaluator:
-        assert built.encoder is not None and isinstance(built.train_data, RowDataset)
-        folder = cache_folder() / "evaluators"
-        return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=world.device, say=print)
-
-    judge = made() if world.is_main else None
-    world.barrier()
-    return judge or made()
+    folder = cache_folder() / "evaluators"
+    return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=device, say=print)
 
 
 def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from condgen.commands import arguments, finish
 from condgen.commands.train import agreed, main_first
 from condgen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from condgen.engine.checkpoint import CheckpointStore
 
 EPILOG = """\
 examples:
@@ -23,6 +27,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("run", help="a run folder, such as runs/NAME")
     parser.add_argument("words", nargs="*", metavar="key=value", help="eval.* and data.* options")
     parser.add_argument("--step", type=int, help="score this checkpoint instead of the newest")
+    parser.add_argument("--best", action="store_true", help="score the checkpoint that train.best has kept")
     given = parser.parse_intermixed_args(words)
     for word in given.words:
         if not word.startswith(ALLOWED):
@@ -46,9 +51,7 @@ def main(words: Sequence[str]) -> int:
                 f"{config.data_name} is a stream; scores read rows by number. Use data=folder, for example"
             )
         main_first(world, built.fill_captions)
-        newest = agreed(world, lambda: given.step if given.step is not None else getattr(store.latest(), "step", None))
-        if newest is None:
-            raise ConfigError(f"{given.run} has no checkpoint yet; train it first")
+        newest = agreed(world, lambda: chosen_step(store, given.step, given.best))
         weights = finish.averaged(store.load(newest))
         check_fits(built.system.state_dict(), weights, f"{run.path}, step {newest}")
         built.system.load_state_dict(weights)
@@ -61,3 +64,18 @@ def main(words: Sequence[str]) -> int:
     finally:
         world.close()
     return 0
+
+
+def chosen_step(store: CheckpointStore, step: int | None, best: bool) -> int:
+    """`step`, the best step, or the newest valid one. Raises ConfigError where there is none."""
+    if step is not None:
+        return step
+    if best:
+        held = store.best()
+        if held is None:
+            raise ConfigError(f"{store.folder} has no best checkpoint; training needs train.best=METRIC for that")
+        return int(held["step"])
+    newest = store.latest()
+    if newest is None:
+        raise ConfigError(f"{store.folder} has no checkpoint yet; train first")
+    return newest.step

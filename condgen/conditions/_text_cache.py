@@ -19,6 +19,7 @@ from torch import Tensor
 
 from condgen.conditions._captions import split_captions
 from condgen.conditions._text_base import TextEncoder, average_rows
+from condgen.data.cache import cache_folder
 from condgen.errors import DataError
 from condgen.types import Condition, Text, TextSpec
 
@@ -29,8 +30,7 @@ FORMAT = 1
 
 def default_folder() -> Path:
     """CONDGEN_CACHE/text, or ~/.cache/condgen/text."""
-    root = os.environ.get("CONDGEN_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "condgen") / "text"
+    return cache_folder() / "text"
 
 
 class CachedEncoder:

@@ -31,6 +31,9 @@ class TrainOptions:
     compile              torch.compile for the modules that the system lists in `compilable`
     on_nonfinite         a loss or gradient that is NaN or inf: "raise", or "skip" that update (10 in a row raise)
     deterministic        only deterministic kernels; an operation that has none is an error
+    best                 a number that a hook logs, such as rprec@10: the checkpoint with the best one is kept and
+                         pointed to by checkpoints/best.json; null = none. It counts at steps that also save
+    best_is              whether the best is the "max" or the "min"
     time_limit_seconds   stop with a checkpoint after this much time; null = no limit
     """
 
@@ -49,6 +52,8 @@ class TrainOptions:
     compile: bool = False
     on_nonfinite: NonFinite = "raise"
     deterministic: bool = False
+    best: str | None = None
+    best_is: Literal["max", "min"] = "max"
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:

@@ -95,6 +95,7 @@ class Trainer:
         self._skips: dict[str, int] = {}  # phase -> updates refused in a row
         self._bad_rows: set[str] = set()
         self._saved: int | None = None
+        self._measured: tuple[int, dict[str, float]] = (0, {})  # step, and what hooks returned there
 
     def _place_system(self) -> None:
         world, system = self.world, self.system
@@ -281,6 +282,8 @@ class Trainer:
             values = hook.run(self.system, step)
         if values:
             self.log.scalars(step, values)
+            earlier = self._measured[1] if self._measured[0] == step else {}
+            self._measured = step, {**earlier, **values}
 
     def _save(self, step: int, clock: Clock) -> None:
         if self._saved == step:
@@ -299,12 +302,18 @@ class Trainer:
                     try:
                         self.store.save(step, {**tensors, **own}, {**facts, **extra, "step": step})
                         self.run.status("running", 0, "training", step)
+                        self._mark_best(step)
                     except Exception as error:  # every process must learn of it, whatever it was
                         failure = error
             if self.world.any(failure is not None):
                 raise failure or CheckpointError(f"rank 0 could not write the checkpoint of step {step}")
         self._saved = step
         clock.saved()
+
+    def _mark_best(self, step: int) -> None:
+        name, (measured, values) = self.options.best, self._measured
+        if name is not None and measured == step and name in values:
+            self.store.mark_best(step, name, float(values[name]), self.options.best_is == "max")
 
     def _config_hash(self) -> str:
         path = self.run.path / "config.yaml"
