@@ -604,3 +604,23 @@ def test_compile_touches_only_what_the_system_lists(tmp_path, monkeypatch):
     system.compilable = ("generator",)
     make_trainer(tmp_path, system, compile=True)
     assert compiled == [system.generator]
+
+
+# the best checkpoint
+
+
+@pytest.mark.parametrize(("best_is", "expected"), [("max", 8), ("min", 12)])
+def test_the_best_checkpoint_survives_retention(tmp_path, best_is, expected):
+    values = {4: 0.5, 8: 0.9, 12: 0.1, 16: 0.4, 20: 0.3}
+    hook = Hook("validation", 4, lambda system, step: {"quality": values[step]})
+    trainer = make_trainer(tmp_path, hooks=[hook], checkpoint_every=4, best="quality", best_is=best_is)
+    trainer.train(stop=StopAfter(99))
+    assert trainer.store.best()["step"] == expected
+    assert trainer.store.load(expected).step == expected  # older than the two that are kept anyway
+    assert trainer.store.steps()[-1] == 20
+
+
+def test_a_number_that_no_hook_logs_marks_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, checkpoint_every=4, best="quality")
+    trainer.train(stop=StopAfter(99))
+    assert trainer.store.best() is None
