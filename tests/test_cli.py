@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from condgen import cli
-from condgen.commands import finish
+from condgen.commands import finish, launcher
 from condgen.commands import train as train_command
 from condgen.commands.sample import boxes
 from condgen.commands.tables import table
@@ -26,9 +28,14 @@ NAME = "toy_task-toy_regressor-toy_colours"
 
 
 @pytest.fixture(autouse=True)
-def toy_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def toy_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CONDGEN_PROJECT", str(TOY))
+    monkeypatch.setattr(sys, "argv", ["condgen"])
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(launcher, "_tool", lambda name, module: [name])  # condgen need not be installed to be tested
     monkeypatch.chdir(tmp_path)
+    yield
+    torch.set_flush_denormal(False)  # training on a CPU switches it on; other tests want exact floats
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +309,27 @@ def test_a_signal_after_the_last_step_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_printed_commands_start_the_way_this_one_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / ".venv" / "bin"
+    monkeypatch.setattr(sys, "executable", str(here / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["condgen", "train", "task=x"])
+    assert launcher.words("sample") == [".venv/bin/python", "-m", "condgen", "sample"]
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "tools" / "train.py"), "task=x"])
+    assert launcher.words("sample") == [".venv/bin/python", "tools/sample.py"]
+    assert launcher.words("train", processes=2)[-2:] == ["--nproc-per-node=2", "tools/train.py"]
+    assert launcher.typed() == [".venv/bin/python", "tools/train.py", "task=x"]
+    here.mkdir(parents=True)
+    for name in ("python", "condgen"):
+        (here / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(here))
+    assert launcher.typed() == ["python", "tools/train.py", "task=x"]
+    monkeypatch.setattr(sys, "argv", [str(here / "condgen"), "train", "task=x"])
+    assert launcher.typed() == ["condgen", "train", "task=x"]
+
+
 def test_tables_line_up() -> None:
     assert table(("a", "long"), [("xx", 1)]) == "a   long\n--  ----\nxx  1"
 
@@ -325,7 +353,7 @@ def test_sigterm_ends_with_75_and_the_run_goes_on(tmp_path: Path) -> None:
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == 75, out
-    assert f'resume="condgen train train.resume=runs/{NAME}"' in out.splitlines()[-1] and "exit=75" in out
+    assert f'train.resume=runs/{NAME}"' in out.splitlines()[-1] and "exit=75" in out
     status = json.loads((metrics.parent / "status.json").read_text())
     assert (status["state"], status["code"]) == ("stopped", 75) and status["step"] > 0
     again = start(

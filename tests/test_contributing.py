@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from condgen import cli
 
@@ -15,7 +17,7 @@ BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project folder with the files of the page, and the toy task to give them a purpose."""
     blocks = dict(BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     assert {name.split("/")[0] for name in blocks} == {"systems", "data", "conditions", "configs"}
@@ -26,7 +28,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("CONDGEN_PROJECT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    torch.set_flush_denormal(False)  # training on a CPU switches it on; other tests want exact floats
 
 
 def test_the_examples_train_together(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

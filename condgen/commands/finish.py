@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from condgen.commands import launcher
 from condgen.commands.tables import number, table
 from condgen.errors import CheckpointError, Stopped
 from condgen.systems.base import System
@@ -133,12 +135,16 @@ def closing(run: RunFolder, report: Path, scores: Sequence[Score], built: Built)
     lines += [f"samples      {grids[-1]}"] if grids else []
     lines += [f"report       {report}", "", score_table(scores), "", "next:"]
     if isinstance(built.system, System):
-        lines += [f"  condgen sample {run.path} {example(built)} --num 8 -o grid.png"]
-    lines += [f"  condgen evaluate {run.path}"]
-    lines += [f"  condgen train train.resume={run.path} train.steps={2 * built.options.steps}"]
+        lines += [f"  {_start('sample')} {run.path} {example(built)} --num 8 -o grid.png"]
+    lines += [f"  {_start('evaluate')} {run.path}"]
+    lines += [f"  {_start('train')} train.resume={run.path} train.steps={2 * built.options.steps}"]
     if built.train_data.attribution:
         lines += ["", built.train_data.attribution]
     return "\n".join(lines)
+
+
+def _start(command: str) -> str:
+    return shlex.join(launcher.words(command))
 
 
 def example(built: Built) -> str:

@@ -7,16 +7,14 @@ status.json and the last line on the screen say how the run ended, because launc
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from condgen import config as configuration
-from condgen.commands import arguments, finish
+from condgen.commands import arguments, finish, launcher
 from condgen.config import Config
 from condgen.errors import CheckpointError, CondgenError, Stopped
 
@@ -103,7 +101,7 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         start = find_checkpoint(built.config, run, world)
         if world.is_main:
             run.write_config(built.config.record())
-            run.write_command(command())
+            run.write_command(launcher.typed())
             finish.write_system(built, run)
             run.write_environment(world_size=world.world, device=str(world.device))
             run.status("running", 0, "", start.step if start else 0)
@@ -112,7 +110,7 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         ending = _run(built, world, run, log, start)
     if world.is_main:
         run.status(ending.state, ending.code, ending.reason, ending.step)
-        resume = shlex.join([*launcher(), f"train.resume={run.path}"])
+        resume = shlex.join([*launcher.words("train", processes=world.world), f"train.resume={run.path}"])
         tail = f' resume="{resume}"' if ending.code else f" run={run.path}"
         print(f"condgen: exit={ending.code} reason={shlex.quote(ending.reason)}{tail}", flush=True)
     return ending.code
@@ -254,27 +252,3 @@ def main_first(world: World, act: Callable[[], T]) -> T:
     if failed is not None:
         raise failed
     return result if world.is_main else act()
-
-
-# how it was started
-
-
-def launcher() -> list[str]:
-    """The words that start this command again, without its options."""
-    script = Path(sys.argv[0])
-    if script.suffix != ".py" or script.name == "__main__.py":
-        words = ["condgen", "train"]
-        return ["accelerate", "launch", "-m", "condgen", "train"] if _launched() else words
-    shown = os.path.relpath(script) if script.is_absolute() else str(script)
-    words = [shown, "train"] if script.name == "cli.py" else [shown]
-    return ["accelerate", "launch", *words] if _launched() else ["python", *words]
-
-
-def _launched() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
-
-
-def command() -> list[str]:
-    """What was typed, as far as this process can see."""
-    skip = 2 if sys.argv[1:2] == ["train"] else 1
-    return [*launcher(), *sys.argv[skip:]]
