@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
-PYTEST := $(VENV)/bin/python -m pytest
+# one thread each: two threads that wait for each other on a busy core are slower than one
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(or $(JOBS),auto) --dist loadfile
 
 .PHONY: quickstart test test-all lint types clean
 .DELETE_ON_ERROR:

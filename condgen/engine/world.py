@@ -97,6 +97,8 @@ class World:
 
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self.device.type == "cpu":
+            torch.set_flush_denormal(False)  # as torch starts: what runs next may want exact floats
         PartialState._reset_state()
 
     # modules and numbers

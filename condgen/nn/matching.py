@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condgen.conditions.stack import ConditionStack
 from condgen.nn.reed import add_spectral_norm, leaky
-from condgen.types import Condition
 
 
 def whiten(vector: Tensor) -> Tensor:
@@ -63,11 +61,10 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, stack: ConditionStack, side: int, channels: int, width: int, noise_dim: int, condition_dim: int
+        self, vector_dim: int, side: int, channels: int, width: int, noise_dim: int, condition_dim: int
     ) -> None:
         super().__init__()
-        self.stack = stack
-        self.project = nn.Sequential(nn.Linear(stack.widths["vector"], condition_dim), nn.LeakyReLU(0.2))
+        self.project = nn.Sequential(nn.Linear(vector_dim, condition_dim), nn.LeakyReLU(0.2))
         code = noise_dim + condition_dim
         stages = int(math.log2(side)) - 3
         widths = [min(width * 2 ** (stages - i), width * 4) for i in range(stages + 1)]
@@ -78,8 +75,8 @@ class Generator(nn.Module):
             nn.Upsample(scale_factor=2), nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh()
         )
 
-    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
-        code = self.project(whiten(self.stack(condition).vector))
+    def forward(self, noise: Tensor, vector: Tensor) -> Tensor:
+        code = self.project(whiten(vector))
         code = torch.cat([noise.to(code.dtype), code], dim=1)
         x = self.start(code).view(len(code), self.first, 4, 4)
         for block in self.blocks:
@@ -88,11 +85,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """pixels (B, C, S, S) and the condition -> logits (B,)."""
+    """pixels (B, C, S, S) and the condition's vector (B, V) -> logits (B,)."""
 
     def __init__(
         self,
-        stack: ConditionStack,
+        vector_dim: int,
         side: int,
         channels: int,
         width: int,
@@ -102,9 +99,7 @@ class Discriminator(nn.Module):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stack = stack
-        vector = stack.widths["vector"]
-        self.project = nn.Sequential(nn.Linear(vector, condition_dim), nn.LeakyReLU(0.2))
+        self.project = nn.Sequential(nn.Linear(vector_dim, condition_dim), nn.LeakyReLU(0.2))
         halvings = int(math.log2(side)) - 2  # down to 4 x 4
         widths = [min(width * 2**i, width * 8) for i in range(halvings)]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), leaky()]
@@ -114,12 +109,12 @@ class Discriminator(nn.Module):
         top = widths[-1]
         self.joint = nn.Sequential(nn.Conv2d(top + condition_dim, top, 1), leaky())
         self.score = nn.Conv2d(top, 1, 4)
-        self.match = nn.Linear(vector, top, bias=False) if projection else None
+        self.match = nn.Linear(vector_dim, top, bias=False) if projection else None
         if spectral_norm:
             add_spectral_norm(self)
 
-    def forward(self, pixels: Tensor, condition: Condition) -> Tensor:
-        vector = whiten(self.stack(condition).vector)
+    def forward(self, pixels: Tensor, vector: Tensor) -> Tensor:
+        vector = whiten(vector)
         features = self.trunk(pixels)
         code = self.project(vector)[:, :, None, None].expand(-1, -1, 4, 4)
         joint = self.joint(torch.cat([features, code.to(features.dtype)], dim=1))

@@ -13,9 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrum
 
-from condgen.conditions.stack import ConditionStack
-from condgen.types import Condition
-
 
 def initialise(module: nn.Module) -> None:
     """DCGAN: convolutions N(0, 0.02) with bias 0, batch norm weight N(1, 0.02); linear layers keep the default."""
@@ -56,11 +53,10 @@ class Generator(nn.Module):
     """noise (B, Z) and the condition's vector (B, V) -> (B, C, S, S) in [-1, 1]; S = 64 as published."""
 
     def __init__(
-        self, stack: ConditionStack, side: int, channels: int, width: int, noise_dim: int, condition_dim: int
+        self, vector_dim: int, side: int, channels: int, width: int, noise_dim: int, condition_dim: int
     ) -> None:
         super().__init__()
-        self.stack = stack
-        self.project = nn.Sequential(nn.Linear(stack.widths["vector"], condition_dim), nn.LeakyReLU(0.2))
+        self.project = nn.Sequential(nn.Linear(vector_dim, condition_dim), nn.LeakyReLU(0.2))
         stages = int(math.log2(side)) - 3  # upsamplings between 4 x 4 and side / 2
         widths = [width * 2 ** max(stages - i, 0) for i in range(stages + 1)]  # 8, 4, 2, 1 x ngf at 64 px
         layers: list[nn.Module] = [
@@ -75,17 +71,17 @@ class Generator(nn.Module):
         self.body = nn.Sequential(*layers)
         self.apply(initialise)
 
-    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
-        code = self.project(self.stack(condition).vector)
+    def forward(self, noise: Tensor, vector: Tensor) -> Tensor:
+        code = self.project(vector)
         return self.body(torch.cat([noise.to(code.dtype), code], dim=1)[:, :, None, None])
 
 
 class Discriminator(nn.Module):
-    """pixels (B, C, S, S) and the condition -> logits (B,)."""
+    """pixels (B, C, S, S) and the condition's vector (B, V) -> logits (B,)."""
 
     def __init__(
         self,
-        stack: ConditionStack,
+        vector_dim: int,
         side: int,
         channels: int,
         width: int,
@@ -97,10 +93,8 @@ class Discriminator(nn.Module):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stack = stack
-        vector = stack.widths["vector"]
         norm = [nn.BatchNorm1d(condition_dim)] if text_batchnorm else []
-        self.project = nn.Sequential(nn.Linear(vector, condition_dim), *norm, nn.LeakyReLU(0.2))
+        self.project = nn.Sequential(nn.Linear(vector_dim, condition_dim), *norm, nn.LeakyReLU(0.2))
         stages = int(math.log2(side)) - 2  # halvings down to 4 x 4
         widths = [width * 2**i for i in range(stages)]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), leaky()]
@@ -115,13 +109,12 @@ class Discriminator(nn.Module):
         top = widths[-1]
         self.joint = nn.Sequential(nn.Conv2d(top + condition_dim, top, 1), nn.BatchNorm2d(top), leaky())
         self.score = nn.Conv2d(top, 1, 4)
-        self.match = nn.Linear(vector, top, bias=False) if projection else None
+        self.match = nn.Linear(vector_dim, top, bias=False) if projection else None
         self.apply(initialise)
         if spectral_norm:
             add_spectral_norm(self)
 
-    def forward(self, pixels: Tensor, condition: Condition) -> Tensor:
-        vector = self.stack(condition).vector
+    def forward(self, pixels: Tensor, vector: Tensor) -> Tensor:
         features = self.trunk(pixels)
         code = self.project(vector)[:, :, None, None].expand(-1, -1, 4, 4)
         joint = self.joint(torch.cat([features, code.to(features.dtype)], dim=1))
@@ -149,7 +142,7 @@ class StyleEncoder(nn.Module):
 
 
 def add_spectral_norm(network: nn.Module) -> None:
-    """On every convolution and linear layer outside the condition stack."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("stack"):
+    """On every convolution and linear layer."""
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             normalise_spectrum(module)

@@ -90,20 +90,17 @@ class GanCls(System):
         self.diffaugment, self.style_start = tuple(diffaugment), style_start
         nets = reed if architecture == "reed" else matching
         forms = assign_forms(condition, self.consumes)
-        self.generator = nets.Generator(
-            ConditionStack(condition, forms), side, target.channels, generator_width, noise_dim, condition_dim
+        stacks = [ConditionStack(condition, forms) for _ in range(2)]
+        vector = stacks[0].widths["vector"]
+        self.generator = Conditioned(
+            stacks[0], nets.Generator(vector, side, target.channels, generator_width, noise_dim, condition_dim)
         )
         extra = {"text_batchnorm": text_batchnorm, "trunk_activation": trunk_activation} if nets is reed else {}
-        self.discriminator = nets.Discriminator(
-            ConditionStack(condition, forms),
-            side,
-            target.channels,
-            discriminator_width,
-            condition_dim,
-            projection=projection,
-            spectral_norm=spectral_norm,
-            **extra,
-        )
+        critic = nets.Discriminator(
+            vector, side, target.channels, discriminator_width, condition_dim,
+            projection=projection, spectral_norm=spectral_norm, **extra,
+        )  # fmt: skip
+        self.discriminator = Conditioned(stacks[1], critic)
         self.style_encoder: nn.Module | None = None
         if style_start is not None:
             self.style_encoder = reed.StyleEncoder(side, target.channels, discriminator_width, noise_dim)
@@ -211,6 +208,17 @@ class GanCls(System):
         if label is None or spec is None or label.is_floating_point():
             return condition
         return replace(condition, label=F.one_hot(label.clamp(min=0), spec.num_classes).float() * (label >= 0)[:, None])
+
+
+class Conditioned(nn.Module):
+    """A network and the condition stack that feeds it: net(x, vector of the condition)."""
+
+    def __init__(self, stack: ConditionStack, net: nn.Module) -> None:
+        super().__init__()
+        self.stack, self.net = stack, net
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        return self.net(x, self.stack(condition).vector)
 
 
 def _without_sequences(condition: Condition) -> Condition:

@@ -57,7 +57,7 @@ def test_published_parameter_counts(options, generator, discriminator):
 
 def test_cub_discriminator_has_no_activation_after_its_third_convolution():
     def kinds(system):
-        return [type(layer).__name__ for layer in system.discriminator.trunk]
+        return [type(layer).__name__ for layer in system.discriminator.net.trunk]
 
     cub = GanCls(condition=TEXT, target=IMAGE)
     coco = GanCls(condition=TEXT, target=IMAGE, text_batchnorm=False, trunk_activation=True)
@@ -175,11 +175,12 @@ def test_spectral_norm_bounds_every_layer_but_not_the_condition():
 
 def test_projection_adds_the_inner_product_of_condition_and_features():
     system = tiny(projection=True, architecture="reed").eval()
-    data, critic = batch(), system.discriminator
-    with_it = critic(data.target, data.condition)
-    inner = (critic.match(data.condition.text.pooled) * critic.trunk(data.target).mean((2, 3))).sum(1)
+    data, critic = batch(), system.discriminator.net
+    vector = data.condition.text.pooled
+    with_it = critic(data.target, vector)
+    inner = (critic.match(vector) * critic.trunk(data.target).mean((2, 3))).sum(1)
     critic.match = None
-    torch.testing.assert_close(with_it - critic(data.target, data.condition), inner, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(with_it - critic(data.target, vector), inner, atol=1e-5, rtol=1e-4)
 
 
 def test_style_phase_trains_only_the_style_encoder_and_leaves_running_statistics_alone():
