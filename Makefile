@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+CORES  := $(shell getconf _NPROCESSORS_ONLN)
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 # one thread each: two threads that wait for each other on a busy core are slower than one
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(or $(JOBS),auto) --dist loadfile
@@ -13,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(or $(JOBS),auto) -
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
-	$(VENV)/bin/accelerate launch --config_file configs/accelerate/cpu.yaml tools/train.py task=text2image $(ARGS)
+	$(VENV)/bin/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES) tools/train.py task=text2image $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(ARGS)

@@ -6,6 +6,8 @@ A new file in `condgen/systems/` with a `tiny` preset is tested here without a l
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,12 @@ from omegaconf import OmegaConf
 
 from condgen import registry
 from condgen.conditions.stack import kind_class
+from condgen.data.base import BatchDataset, RowDataset
+from condgen.engine.log import Log
+from condgen.engine.run import RunFolder
+from condgen.engine.trainer import OptimOptions, Trainer, TrainOptions
+from condgen.engine.world import World
+from condgen.errors import Stopped
 from condgen.pixels import pixels_to_float
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.base import System, Trainable
@@ -29,6 +37,7 @@ from condgen.types import (
     Keypoints,
     KeypointsSpec,
     LabelSpec,
+    Sample,
     TargetSpec,
     Text,
     TextSpec,
@@ -224,3 +233,69 @@ def test_the_matrix_is_not_empty():
     assert systems == set(registry.names("systems"))
     covered = set(itertools.chain.from_iterable(fields for _, fields in GENERATORS))
     assert {"label", "text"} <= covered
+
+
+class Rows(RowDataset):
+    """Twelve rows in memory that carry the given fields."""
+
+    def __init__(self, fields: tuple[str, ...]) -> None:
+        self.provides, self.target = ConditionSpec(**{f: SPECS[f] for f in fields}), TARGET
+        self.pixels = torch.randint(0, 256, (12, 3, SIDE, SIDE), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return 12
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def sample(self, index: int, random: torch.Generator | None) -> Sample:
+        return Sample(str(index), self.pixels[index], label=index % 5, caption=f"caption {index}")
+
+
+class StopAfter:
+    """Asks to stop once the trainer has looked `steps` times."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("name", registry.names("systems"))
+def test_stopping_and_going_on_equals_never_stopping(name, tmp_path):
+    """With the real trainer: weights, averages and every optimiser, bit by bit."""
+    fields = tuple(registry.load("systems", name, Trainable).requires) or ("label",)
+
+    def prepare(data: Batch) -> Batch:
+        text = data.condition.text
+        if text is None:
+            return data
+        rows = [int(s.split()[1]) for s in text.strings]
+        return replace(
+            data, condition=replace(data.condition, text=condition(("text",), 12).text.index(torch.tensor(rows)))
+        )
+
+    def trainer(folder: Path) -> Trainer:
+        folder.mkdir(exist_ok=True)
+        run = RunFolder(folder)
+        torch.manual_seed(2)
+        rows = BatchDataset(Rows(fields), ConditionSpec(**{f: SPECS[f] for f in fields}), batch_size=4, seed=1)
+        options = TrainOptions(steps=6, batch_size=4, seed=1, checkpoint_every=0)
+        optim = {"default": OptimOptions(lr=1e-3)}
+        return Trainer(build(name, fields), rows, prepare, optim, options, World(), run, Log(run, quiet=True))
+
+    whole, parts = trainer(tmp_path / "whole"), trainer(tmp_path / "parts")
+    whole.train(stop=StopAfter(99))
+    with pytest.raises(Stopped):
+        parts.train(stop=StopAfter(3))
+    again = trainer(tmp_path / "parts")
+    again.train(parts.store.latest(), stop=StopAfter(99))
+    one, two = whole.store.latest(), again.store.latest()
+    assert one.step == two.step == 6 and one.groups == two.groups
+    for group in one.groups:
+        mine, theirs = one.tensors(group), two.tensors(group)
+        assert mine.keys() == theirs.keys()
+        assert [n for n in mine if not torch.equal(mine[n], theirs[n])] == [], group

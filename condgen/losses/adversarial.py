@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condgen.errors import ShapeError
+
 AdversarialLoss = Literal["bce", "hinge", "lsgan"]
 
 
@@ -37,7 +39,10 @@ def fake_loss(logits: Tensor, kind: AdversarialLoss = "bce") -> Tensor:
 
 
 def generator_loss(logits: Tensor, kind: AdversarialLoss = "bce", weight: Tensor | None = None) -> Tensor:
-    """What G pays for D's logits (B, ...) on its samples. `weight` (B,) multiplies rows before the mean over B."""
+    """What G pays for D's logits (B, ...) on its samples. `weight` (B,) multiplies rows before the mean over B.
+
+    Raises ShapeError for a weight that would only broadcast, such as (B, 1) against (B,).
+    """
     logits = logits.float()
     if kind == "bce":
         each = F.softplus(-logits)
@@ -47,6 +52,8 @@ def generator_loss(logits: Tensor, kind: AdversarialLoss = "bce", weight: Tensor
         each = (logits - 1).square()
     if weight is None:
         return each.mean()
+    if weight.shape != logits.shape[:1]:
+        raise ShapeError(f"weight has shape {tuple(weight.shape)}; {tuple(logits.shape)} logits need one weight a row")
     return (each.flatten(1).mean(1) if each.dim() > 1 else each).mul(weight).mean()
 
 

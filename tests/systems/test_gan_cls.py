@@ -144,6 +144,17 @@ def test_adversarial_losses_against_their_formulas(kind):
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (1, 4)])
+def test_weights_that_would_broadcast_are_refused(shape):
+    with pytest.raises(ShapeError, match="one weight a row"):
+        generator_loss(torch.zeros(4), "bce", torch.ones(shape))
+
+
+def test_one_row_cannot_be_mismatched():
+    with pytest.raises(ShapeError, match="at least 2 rows"):
+        tiny().discriminator_loss(batch(1), draws(1))
+
+
 def test_r1_of_a_linear_critic_is_half_its_squared_weight():
     weight = torch.randn(12, generator=torch.Generator().manual_seed(0))
     pixels = torch.randn(5, 3, 2, 2).requires_grad_()
