@@ -108,7 +108,10 @@ def extractor(name: str, *, evaluator: Evaluator | None = None, device: torch.de
             "evaluator",
             judge.fingerprint,
             f"bilinear-antialias-{judge.options.size}",
-            lambda pixels: judge.image(pixels_to_float(pixels)[:, : judge.channels]),
+            # unit vectors, as they are compared, times sqrt(d): KID's kernel divides by d
+            lambda pixels: (
+                F.normalize(judge.image(pixels_to_float(pixels)[:, : judge.channels]), dim=1) * judge.options.dim**0.5
+            ),
             at,
         )
     if name == "pixels":
