@@ -47,6 +47,7 @@ def finish(built: Built, world: World, run: RunFolder, log: Log) -> None:
     else:
         log.text("no scores: a stream has no rows by number; use condgen evaluate with data of another layout")
     if world.is_main:
+        run.status("done", 0, "done", checkpoint.step)  # the report shows it
         report = write_report(run)
         log.text(closing(run, report, scores, built))
 

@@ -54,6 +54,9 @@ summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 """
 
 
+OWN_CHART = {"grad_norm": "gradient norm", "lr": "learning rate"}
+
+
 def write_report(run: RunFolder) -> Path:
     """Writes report.html from what the run folder holds now, and returns its path. Parts that are missing are left out.
 
@@ -97,12 +100,17 @@ def _header(run: RunFolder, credit: str) -> str:
 
 
 def _curves(run: RunFolder) -> str:
-    """One chart per group: the part of a metric's name before its last "/", or "metrics"."""
+    """One chart per group: the part of a metric's name before its last "/", or "metrics".
+
+    Gradient norms and learning rates of all phases have charts of their own: their scales would flatten the losses.
+    """
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line in read_metrics(run.metrics):
         for name, value in line.items():
             if name != "step" and isinstance(value, int | float):
                 group, _, short = name.rpartition("/")
+                if short in OWN_CHART:
+                    group, short = OWN_CHART[short], group
                 series = groups.setdefault(group or "metrics", {}).setdefault(short, [])
                 series.append((float(line["step"]), float(value)))
     figures = [
