@@ -110,7 +110,7 @@ def _curves(run: RunFolder) -> str:
             if name != "step" and isinstance(value, int | float):
                 group, _, short = name.rpartition("/")
                 if short in OWN_CHART:
-                    group, short = OWN_CHART[short], group
+                    group, short = OWN_CHART[short], group or short
                 series = groups.setdefault(group or "metrics", {}).setdefault(short, [])
                 series.append((float(line["step"]), float(value)))
     figures = [
