@@ -6,9 +6,17 @@ and what a task adds to `eval.*` are the keyword-only constructor parameters of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+
+TIMEOUT_SECONDS = 600  # torch waits 30 minutes for a process and for ever for a loader
+
+
+def timeout_seconds() -> float:
+    """How long to wait for another process or for a loader's batch: CONDGEN_TIMEOUT_SECONDS, or 600."""
+    return float(os.environ.get("CONDGEN_TIMEOUT_SECONDS", TIMEOUT_SECONDS))
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,8 @@ def idle_options(tree: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
             wait = f"optim.{phase}.schedule is constant"
             reason |= dict.fromkeys(("decay_start", "decay_every", "decay_factor"), wait)
         yield from _idle(f"optim.{phase}", reason, sources)
+    if tree["train"]["best"] is None:
+        yield from _idle("train", {"best_is": "train.best names no number"}, sources)
     if not tree["text"]["tokens"]:
         yield from _idle("text", {"length": "text.tokens is false"}, sources)
 
