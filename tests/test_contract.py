@@ -234,6 +234,12 @@ def test_a_batch_of_one_works_or_says_that_it_needs_two(name, fields):
             assert re.search("at least 2 rows|batch_size=2", str(error))
 
 
+def test_torch_may_not_broadcast_inside_a_loss():
+    """H2: a critic's (B, 1) against (B,) would give (B, B); pyproject makes torch's warning an error in every test."""
+    with pytest.raises(UserWarning, match="Using a target size"):
+        torch.nn.functional.mse_loss(torch.zeros(3, 1), torch.zeros(3))
+
+
 def test_every_system_has_a_config_with_the_presets_that_users_are_promised():
     for name in registry.names("systems"):
         file = OmegaConf.load(registry.path("configs/system", name, ".yaml"))
