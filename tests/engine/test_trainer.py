@@ -26,6 +26,7 @@ from engine_toys import (
 )  # fmt: skip
 from torch import nn
 
+from condgen.engine import checkpoint as checkpoint_module
 from condgen.engine import phases as phases_module
 from condgen.engine import resume as resume_module
 from condgen.engine import state
@@ -485,6 +486,17 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path):
     with pytest.raises(Stopped, match="step 4 of 20"):
         trainer.train()
     assert trainer.store.latest().step == 4 and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("point", ["first-file", "manifest", "renamed"])
+def test_a_signal_in_the_middle_of_a_save_lets_it_finish(tmp_path, monkeypatch, point):
+    """S2."""
+    kick = {point: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+    monkeypatch.setattr(checkpoint_module, "faultpoint", lambda name: kick.pop(name, lambda: None)())
+    trainer = make_trainer(tmp_path, checkpoint_every=4)
+    with pytest.raises(Stopped, match="step 4 of 20"):
+        trainer.train()
+    assert trainer.store.latest().step == 4 and kick == {}
 
 
 def test_clipping_limits_the_update_to_the_norm(tmp_path):
