@@ -11,12 +11,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from condgen.errors import ConfigError
+
 TIMEOUT_SECONDS = 600  # torch waits 30 minutes for a process and for ever for a loader
 
 
 def timeout_seconds() -> float:
-    """How long to wait for another process or for a loader's batch: CONDGEN_TIMEOUT_SECONDS, or 600."""
-    return float(os.environ.get("CONDGEN_TIMEOUT_SECONDS", TIMEOUT_SECONDS))
+    """How long to wait for another process or for a loader's batch: CONDGEN_TIMEOUT_SECONDS, or 600.
+
+    Raises ConfigError for a value that is not a number above 0.
+    """
+    given = os.environ.get("CONDGEN_TIMEOUT_SECONDS", str(TIMEOUT_SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"CONDGEN_TIMEOUT_SECONDS={given!r}; give a number of seconds above 0, such as 600")
+    return seconds
 
 
 @dataclass(frozen=True)

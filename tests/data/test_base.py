@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from condgen.data import base
 from condgen.data.base import BatchDataset, RowDataset, batches, collate, too_many_bad
-from condgen.errors import DataError
+from condgen.errors import ConfigError, DataError
 from condgen.types import BoxesSpec, ConditionSpec, KeypointsSpec, LabelSpec, Sample, TargetSpec, TextSpec
 
 
@@ -243,6 +243,14 @@ def test_pixels_in_range_pass(value):
             return replace(super().sample(index, random), target=value)
 
     assert loader(Fine())[0].quarantined == ()
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf"])
+def test_a_wait_that_is_no_time_is_refused(monkeypatch, given):
+    monkeypatch.setenv("CONDGEN_TIMEOUT_SECONDS", given)
+    with pytest.raises(ConfigError, match="CONDGEN_TIMEOUT_SECONDS"):
+        batches(loader(Rows()), start=0, stop=2, workers=1)
+    assert len(batches(loader(Rows()), start=0, stop=2)) == 2  # nobody waits for this process
 
 
 def test_the_last_rows_of_an_epoch_are_joined_with_the_first_of_the_next():

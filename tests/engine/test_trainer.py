@@ -570,16 +570,16 @@ class Hanging(ToyData):
 
     def sample(self, index, random):
         if index == 7 and torch.utils.data.get_worker_info() is not None:
-            time.sleep(60)
+            time.sleep(8)  # longer than the wait; the loader then joins it
         return super().sample(index, random)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(30)
 def test_a_loader_process_that_hangs_is_a_data_error_that_names_its_rows(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONDGEN_TIMEOUT_SECONDS", "1")
+    monkeypatch.setenv("CONDGEN_TIMEOUT_SECONDS", "3")
     trainer = make_trainer(tmp_path, data=Hanging(), workers=2)
-    with pytest.raises(DataError, match=r"gave nothing for 1 s at step \d .*row-7.*CONDGEN_TIMEOUT_SECONDS"):
+    with pytest.raises(DataError, match=r"gave nothing for 3 s at step \d .*row-7.*CONDGEN_TIMEOUT_SECONDS"):
         trainer.train(stop=StopAfter(99))
 
 
