@@ -6,9 +6,29 @@ and what a task adds to `eval.*` are the keyword-only constructor parameters of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+
+from condgen.errors import ConfigError
+
+TIMEOUT_SECONDS = 600  # torch waits 30 minutes for a process and for ever for a loader
+
+
+def timeout_seconds() -> float:
+    """How long to wait for another process or for a loader's batch: CONDGEN_TIMEOUT_SECONDS, or 600.
+
+    Raises ConfigError for a value that is not a number above 0.
+    """
+    given = os.environ.get("CONDGEN_TIMEOUT_SECONDS", str(TIMEOUT_SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"CONDGEN_TIMEOUT_SECONDS={given!r}; give a number of seconds above 0, such as 600")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,8 @@ def idle_options(tree: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
             wait = f"optim.{phase}.schedule is constant"
             reason |= dict.fromkeys(("decay_start", "decay_every", "decay_factor"), wait)
         yield from _idle(f"optim.{phase}", reason, sources)
+    if tree["train"]["best"] is None:
+        yield from _idle("train", {"best_is": "train.best names no number"}, sources)
     if not tree["text"]["tokens"]:
         yield from _idle("text", {"length": "text.tokens is false"}, sources)
 

@@ -109,6 +109,14 @@ def test_resume_from_a_folder_brings_its_configuration(run: Path) -> None:
     assert train_command.load([f"train.resume={run}/checkpoints/step-00000002"], []).train.steps == 2
 
 
+def test_a_resumed_run_says_which_options_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "train", "task=toy_task", "train.steps=1")
+    text = said(capsys, "train", f"train.resume=runs/{NAME}", "train.steps=2", "optim.default.lr=1e-5")
+    (line,) = [line for line in text.splitlines() if "changed since" in line]
+    assert "train.steps 1 -> 2" in line and "optim.default.lr" in line and "-> 1e-05" in line
+    assert "changed since" not in said(capsys, "train", f"train.resume=runs/{NAME}")
+
+
 def test_mistakes_leave_no_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "train", "task=toy_task", "train.batch_sise=3", code=2)
     assert "Did you mean 'train.batch_size'?" in text

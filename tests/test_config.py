@@ -273,6 +273,28 @@ def test_options_without_effect_are_warned_about() -> None:
     assert toy("optim.default.schedule=step", "optim.default.decay_every=3").warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("optim.default.alpha=0.9", "optim.default.name=rmsprop"),
+        ("optim.default.momentum=0.9", "optim.default.name=sgd"),
+        ("optim.regression.eps=1e-6", None),
+        ("optim.default.decay_factor=0.1", "optim.default.schedule=step optim.default.decay_every=5"),
+        ("optim.default.decay_start=3", "optim.default.schedule=linear"),
+        ("train.best_is=min", "train.best=fid"),
+        ("text.length=4", "text.tokens=true"),
+    ],
+)
+def test_each_option_without_effect_and_what_gives_it_one(word: str, wanted: str | None) -> None:
+    """G9: a warning that names the option, and none once the other value is set."""
+    name = word.partition("=")[0]
+    if wanted is None:  # has an effect as it is
+        assert toy(word).warnings == ()
+    else:
+        assert [w.split()[0] for w in toy(word).warnings] == [name]
+        assert toy(word, *wanted.split()).warnings == ()
+
+
 # schemas
 
 

@@ -6,6 +6,7 @@ A new file in `condgen/systems/` with a `tiny` preset is tested here without a l
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from condgen.engine.log import Log
 from condgen.engine.run import RunFolder
 from condgen.engine.trainer import OptimOptions, Trainer, TrainOptions
 from condgen.engine.world import World
-from condgen.errors import Stopped
+from condgen.errors import ShapeError, Stopped
 from condgen.pixels import pixels_to_float
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.base import System, Trainable
@@ -220,6 +221,23 @@ def test_a_batch_of_two_works(name, fields):
     system, data = build(name, fields), batch(fields, rows=2)
     for phase in system.phases():
         assert torch.isfinite(phase.loss(data, random(2))["loss"])
+
+
+@each_cell
+def test_a_batch_of_one_works_or_says_that_it_needs_two(name, fields):
+    """H4. In training mode, where batch norm and losses that compare rows could fail in odd ways."""
+    system, data = build(name, fields).train(), batch(fields, rows=1)
+    for phase in system.phases():
+        try:
+            assert torch.isfinite(phase.loss(data, random(1))["loss"])
+        except ShapeError as error:
+            assert re.search("at least 2 rows|batch_size=2", str(error))
+
+
+def test_torch_may_not_broadcast_inside_a_loss():
+    """H2: a critic's (B, 1) against (B,) would give (B, B); pyproject makes torch's warning an error in every test."""
+    with pytest.raises(UserWarning, match="Using a target size"):
+        torch.nn.functional.mse_loss(torch.zeros(3, 1), torch.zeros(3))
 
 
 def test_every_system_has_a_config_with_the_presets_that_users_are_promised():

@@ -71,5 +71,28 @@ def test_files_that_the_documents_name_exist():
     assert not missing
 
 
+def test_tests_that_the_documents_name_exist():
+    missing, known, found = [], {}, 0
+    for page in (ROOT / "docs").glob("*.md"):
+        for file, test in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+            found += 1
+            path = ROOT / "tests" / file
+            if file not in known:
+                nodes = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+                known[file] = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+            if test not in known[file]:
+                missing.append(f"{page.name}: {file}::{test}")
+    assert not missing and found > 100
+
+
+def test_every_row_of_the_reliability_tables_is_answered():
+    rows = {"C": 17, "L": 7, "R": 9, "S": 6, "N": 7, "W": 7, "D": 18, "G": 11, "H": 5, "I": 5}
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    answered = set()
+    for letter, low, high in re.findall(r"^\| ([A-Z])(\d+)(?:-[A-Z](\d+))? \|", text, flags=re.M):
+        answered |= {f"{letter}{n}" for n in range(int(low), int(high or low) + 1)}
+    assert answered == {f"{letter}{n}" for letter, count in rows.items() for n in range(1, count + 1)}
+
+
 if __name__ == "__main__":
     (ROOT / "docs/overview.md").write_text(overview(), encoding="utf-8")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from condgen import config as configuration
 from condgen.commands import arguments, finish, launcher
 from condgen.config import Config
-from condgen.errors import CheckpointError, CondgenError, Stopped
+from condgen.config.tree import flatten, listed, shown
+from condgen.errors import CheckpointError, CondgenError, ConfigError, Stopped
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -99,6 +100,7 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
     with contextlib.ExitStack() as stack:
         agreed(world, lambda: world.is_main and stack.enter_context(run.lock()) is None)
         start = find_checkpoint(built.config, run, world)
+        changed = _changed(built.config, run) if start else []
         if world.is_main:
             run.write_config(built.config.record())
             run.write_command(launcher.typed())
@@ -107,6 +109,8 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
             run.status("running", 0, "", start.step if start else 0)
         log = Log(run, trackers=built.config.launch.trackers, quiet=quiet, main=world.is_main)
         stack.callback(log.close)
+        if changed:
+            log.text(f"changed since this run was started: {'; '.join(changed)}")
         ending = _run(built, world, run, log, start)
     if world.is_main:
         run.status(ending.state, ending.code, ending.reason, ending.step)
@@ -114,6 +118,17 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         tail = f' resume="{resume}"' if ending.code else f" run={run.path}"
         print(f"condgen: exit={ending.code} reason={shlex.quote(ending.reason)}{tail}", flush=True)
     return ending.code
+
+
+def _changed(config: Config, run: RunFolder) -> list[str]:
+    """Options whose values differ from those in the run folder, such as "train.steps 20 -> 30"."""
+    try:
+        before = dict(flatten(configuration.read_file(run.path / "config.yaml").tree))
+    except ConfigError:
+        return []
+    after = dict(flatten(listed(config.tree)))
+    names = [name for name in dict.fromkeys((*before, *after)) if name != "train.resume"]
+    return [f"{n} {shown(before.get(n))} -> {shown(after.get(n))}" for n in names if before.get(n) != after.get(n)]
 
 
 def _run(built: Built, world: World, run: RunFolder, log: Log, start: Checkpoint | None) -> Ending:

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from condgen import rng
 from condgen.errors import DataError
+from condgen.options import timeout_seconds
+from condgen.pixels import expect_pixels
 from condgen.types import Batch, Boxes, Condition, ConditionSpec, Frames, Image, Keypoints, Sample, TargetSpec, Text
 
 MAX_REPLACEMENTS = 100  # tries to find a good row in place of a bad one
@@ -105,6 +107,25 @@ class StreamDataset(DataSource):
         world: int = 1,
     ) -> Iterator[Loaded]:
         """Batches start, start+step, ... below stop (None = without end) of this rank, a function of the arguments."""
+
+
+def expect_row(data: DataSource, sample: Sample) -> None:
+    """Sizes and pixel values of one row are those that the data set promises. Raises DataError (ShapeError).
+
+    uint8 costs nothing; float pixels are read once. A picture of another size or a float one in 0..255 would
+    broadcast or train, and nobody would know.
+    """
+    spec, target = data.provides, data.target.shape
+    image = (spec.image.channels, spec.image.height, spec.image.width) if spec.image else None
+    past = (spec.frames.frames, spec.frames.channels, spec.frames.height, spec.frames.width) if spec.frames else None
+    for name, value, shape in (
+        ("target", sample.target, target), ("image", sample.image, image), ("frames", sample.frames, past),
+    ):  # fmt: skip
+        if value is None or shape is None:
+            continue
+        if tuple(value.shape) != shape:
+            raise DataError(f"{name} has shape {tuple(value.shape)}; the data set says {shape}")
+        expect_pixels(name, value)
 
 
 def collate(samples: Sequence[Sample], spec: ConditionSpec) -> Batch:
@@ -199,13 +220,20 @@ class BatchDataset(Dataset[Loaded]):
         return epoch, int(self._order[at])
 
     def __getitem__(self, number: int) -> Loaded:
-        start = (number * self.world + self.rank) * self.batch_size
         samples, bad = [], []
-        for position in range(start, start + self.batch_size):
+        for position in self._positions(number):
             sample, skipped = self._good(position)
             samples.append(sample)
             bad.extend(skipped)
         return Loaded(collate(samples, self.spec), tuple(bad))
+
+    def _positions(self, number: int) -> range:
+        start = (number * self.world + self.rank) * self.batch_size
+        return range(start, start + self.batch_size)
+
+    def keys(self, number: int) -> list[str]:
+        """The ids of the rows of batch `number`, without reading them; a bad one would be replaced."""
+        return [self.data.key(self.row(position)[1]) for position in self._positions(number)]
 
     def _good(self, position: int) -> tuple[Sample, list[Quarantined]]:
         """The row at `position`, or the next usable one of the permutation: deterministic, so resume stays exact."""
@@ -215,9 +243,13 @@ class BatchDataset(Dataset[Loaded]):
             try:
                 random = rng.generator(self.seed, "augment", epoch, index)
                 sample = self.data.sample(index, random)
+                expect_row(self.data, sample)
                 return sample, bad
             except DataError as error:
                 bad.append(Quarantined(self.data.key(index), str(error)))
+            except Exception as error:
+                error.add_note(f"while reading row {self.data.key(index)} of {type(self.data).__name__}")
+                raise
         reasons = "; ".join(dict.fromkeys(q.reason for q in bad[:3]))
         raise DataError(f"{MAX_REPLACEMENTS} rows in a row could not be read ({reasons}). Run `condgen check-data`")
 
@@ -278,12 +310,16 @@ class Counter:
 def batches(
     data: BatchDataset | StreamBatches, *, start: int, stop: int, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Loaded]:
-    """A DataLoader over batch numbers start..stop in order, whatever the number of workers."""
+    """A DataLoader over batch numbers start..stop in order, whatever the number of workers.
+
+    A worker that gives no batch for `options.timeout_seconds` is an error (RuntimeError), not a wait without end.
+    """
     return DataLoader(
         data,
         batch_size=None,
         sampler=Counter(start, stop),
         num_workers=workers,
+        timeout=timeout_seconds() if workers else 0,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         persistent_workers=False,

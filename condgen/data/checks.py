@@ -10,9 +10,8 @@ from statistics import median
 
 from torch import Tensor
 
-from condgen.data.base import RowDataset, collate, too_many_bad
+from condgen.data.base import RowDataset, collate, expect_row, too_many_bad
 from condgen.errors import CondgenError, DataError
-from condgen.pixels import expect_pixels
 from condgen.types import FIELDS, Sample
 
 SHOWN = 5
@@ -129,18 +128,10 @@ def check(data: RowDataset, limit: int | None = None, *, other: RowDataset | Non
 
 def _check_row(data: RowDataset, sample: Sample) -> None:
     """Shapes, ranges and labels of one row. Raises DataError (ShapeError)."""
-    if tuple(sample.target.shape) != data.target.shape:
-        raise DataError(f"the target has shape {tuple(sample.target.shape)}; the data set says {data.target.shape}")
-    expect_pixels("target", sample.target)
-    spec = data.provides
-    image = (spec.image.channels, spec.image.height, spec.image.width) if spec.image else None
-    past = (spec.frames.frames, spec.frames.channels, spec.frames.height, spec.frames.width) if spec.frames else None
-    points = (spec.keypoints.num_points, 2) if spec.keypoints else None
-    for name, value, shape in (
-        ("image", sample.image, image), ("frames", sample.frames, past), ("keypoints", sample.keypoints, points),
-    ):  # fmt: skip
-        if value is not None and shape is not None and tuple(value.shape) != shape:
-            raise DataError(f"{name} has shape {tuple(value.shape)}; the data set says {shape}")
+    expect_row(data, sample)
+    points, value = data.provides.keypoints, sample.keypoints
+    if points is not None and value is not None and tuple(value.shape) != (points.num_points, 2):
+        raise DataError(f"keypoints has shape {tuple(value.shape)}; the data set says {(points.num_points, 2)}")
     # a field that this row lacks is legal, and collating it alone could not tell its shape
     given = [name for name in FIELDS if getattr(sample, _SAMPLE_FIELDS.get(name, name)) is not None]
     batch = collate([sample], data.provides.only(given)).as_float()

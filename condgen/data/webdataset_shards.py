@@ -160,6 +160,9 @@ class WebdatasetShards(StreamDataset):
                     break
                 except DataError as error:
                     bad.append(Quarantined(raw.key, str(error)))
+                except Exception as error:
+                    error.add_note(f"while reading row {raw.key}")
+                    raise
             else:
                 reasons = "; ".join(dict.fromkeys(q.reason for q in bad[-3:]))
                 raise DataError(f"{MAX_REPLACEMENTS} rows in a row could not be read ({reasons})")

@@ -17,6 +17,7 @@ from condgen.data.base import BatchDataset, Loaded, Quarantined, StreamBatches, 
 from condgen.engine.options import TrainOptions
 from condgen.engine.world import World
 from condgen.errors import ConfigError, DataError
+from condgen.options import timeout_seconds
 from condgen.rng import StepRandom
 from condgen.systems.base import Phase
 from condgen.types import Batch
@@ -91,6 +92,7 @@ class Feed:
             if given != expected:
                 raise ConfigError(f"the BatchDataset has {name}={given} and this run {name}={expected}; give both one")
         self.prepare, self.options, self.world = prepare, options, world
+        self._data = data
         self.per_step = options.accumulate * max(phase.repeats for phase in phases)
         self.step, self.waited = start, 0.0
         loader = batches(
@@ -114,19 +116,32 @@ class Feed:
         """The data of the next step. DataError when a row, or the process that loads it, cannot go on."""
         assert self._loader is not None
         began = time.perf_counter()
+        loaded: list[Loaded] = []
         try:
-            loaded = [next(self._loader) for _ in range(self.per_step)]
+            for _ in range(self.per_step):
+                loaded.append(next(self._loader))
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            first = self.step * self.per_step
-            raise DataError(
-                f"a process that loads data died at step {self.step + 1} (batches {first}..{first + self.per_step - 1}"
-                f" and those read ahead): {error}. Too little memory is the usual reason; try data.workers=0"
-            ) from error
+            raise self._explained(error, self.step * self.per_step + len(loaded)) from error
         self.waited = time.perf_counter() - began
         self.step += 1
         return StepData(self, self.step - 1, loaded)
+
+    def _explained(self, error: RuntimeError, number: int) -> Exception:
+        """What went wrong with a loader process while batch `number` was awaited, or the error itself."""
+        text = str(error)
+        rows = ", ".join(self._data.keys(number)[:5]) if isinstance(self._data, BatchDataset) else ""
+        where = f"at step {self.step + 1} (batch {number}{': ' + rows + ', ...' if rows else ''})"
+        if "DataLoader timed out" in text:
+            return DataError(
+                f"a process that loads data gave nothing for {timeout_seconds():g} s {where}. A file on a network that "
+                "hangs is the usual reason; data.workers=0 shows where, and CONDGEN_TIMEOUT_SECONDS sets the wait"
+            )
+        if "DataLoader worker" not in text:
+            return error
+        return DataError(
+            f"a process that loads data died {where}, or while it read ahead of that: {text}. "
+            "Too little memory is the usual reason; try data.workers=0"
+        )
 
     def span(self, micro: int) -> tuple[int, int]:
         """(first row, rows) of this process's micro-batch in the global batch of a step."""

@@ -34,6 +34,7 @@ class TrainOptions:
     best                 a number that a hook logs, such as rprec@10: the checkpoint with the best one is kept and
                          pointed to by checkpoints/best.json; null = none. It counts at steps that also save
     best_is              whether the best is the "max" or the "min"
+    allow_data_change    resume although the data are no longer those that the run was started with
     time_limit_seconds   stop with a checkpoint after this much time; null = no limit
     """
 
@@ -54,6 +55,7 @@ class TrainOptions:
     deterministic: bool = False
     best: str | None = None
     best_is: Literal["max", "min"] = "max"
+    allow_data_change: bool = False
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:

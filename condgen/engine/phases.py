@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,10 +22,13 @@ from condgen.rng import StepRandom
 from condgen.systems.base import Losses, LossMethod, Phase, Trainable
 from condgen.types import Batch
 
+logger = logging.getLogger(__name__)
+
 BatchAt = Callable[[int, int], Batch]
 """(repeat, micro-batch) -> the batch, with what the system shares attached."""
 
 OVERFLOWS_IN_A_ROW = 25  # halvings of an fp16 loss scale from 2**16 to below 2**-8: more means divergence
+ZEROS_IN_A_ROW = 50  # losses of exactly 0: a critic that saturated, or a batch without negatives
 
 
 class PhaseLoss(nn.Module):
@@ -122,6 +126,7 @@ class Runner:
 
     parameters   name in the system -> trained parameter
     overflows    fp16 updates in a row whose gradients overflowed; the scale adapts, so a few are normal
+    zeros        updates in a row whose loss was exactly 0
     """
 
     def __init__(
@@ -138,7 +143,7 @@ class Runner:
         self.optimizer = make_optimizer(parameters.values(), optim)
         self.state_keys = state_keys(optim)
         self.scaler = world.scaler()
-        self.overflows = 0
+        self.overflows = self.zeros = 0
         self._trained = list(parameters.values())
 
     def freeze(self, frozen: bool) -> None:
@@ -207,6 +212,7 @@ class Runner:
             overflow = self.scaler is not None and not lost
             return self._refuse(held, overflow)
         self.overflows = 0
+        self._watch(held[0], step)
         if self.optim.clip_norm is not None and held[1] > self.optim.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._trained, self.optim.clip_norm, norm)
         rate = learning_rate(step, self.options.steps, self.optim)
@@ -218,6 +224,16 @@ class Runner:
         else:
             self.optimizer.step()
         return Result("updated", {**values, "grad_norm": held[1], "lr": rate})
+
+    def _watch(self, loss: float, step: int) -> None:
+        """Warns, once for each stretch, when nothing is learned any more."""
+        self.zeros = self.zeros + 1 if loss == 0 else 0
+        if self.zeros == ZEROS_IN_A_ROW:
+            logger.warning(
+                "phase %r at step %d: its loss has been exactly 0 for %d updates, so it learns nothing; it may have "
+                "collapsed. Compare sample pictures, and lower optim.%s.lr or regularise it",
+                self.phase.name, step + 1, self.zeros, self.phase.name,
+            )  # fmt: skip
 
     def _refuse(self, held: list[float], overflow: bool) -> Result:
         """A loss or gradient that is not finite on some process. fp16 overflow only lowers the loss scale."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,22 @@ class Snapshot:
             buffers = state.persistent_buffers(self.system)
             state.load_tensors("the buffers", {name: buffers[name] for name in held if name in buffers}, held)
         return kept
+
+    def expect_data(self, kept: Mapping[str, Any], fingerprint: str) -> None:
+        """CheckpointError where the data changed since the checkpoint; a warning with train.allow_data_change.
+
+        Every epoch would hold other rows, and scores before and after could not be compared.
+        """
+        before = kept.get("data")  # absent in older checkpoints
+        if before is None or before == fingerprint:
+            return
+        if not self.options.allow_data_change:
+            raise CheckpointError(
+                f"the data changed since this checkpoint (fingerprint {before}, now {fingerprint}). Bring back the "
+                "data and data.* options that the run was started with, or set train.allow_data_change=true"
+            )
+        if self.world.is_main:
+            logger.warning("the data changed since this checkpoint (fingerprint %s, now %s)", before, fingerprint)
 
     def _restore_optimizers(self, checkpoint: Checkpoint, groups: set[str]) -> None:
         kept = checkpoint.state

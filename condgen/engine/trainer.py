@@ -35,7 +35,7 @@ from condgen.engine.run import RunFolder
 from condgen.engine.scoring import averaged_statistics, scoring
 from condgen.engine.signals import StopSignals
 from condgen.engine.world import World
-from condgen.errors import CheckpointError, DataError, Stopped
+from condgen.errors import CheckpointError, ConfigError, DataError, Stopped
 from condgen.nn import sync_norm
 from condgen.systems.base import Trainable
 from condgen.types import Batch
@@ -85,6 +85,8 @@ class Trainer:
         self.run, self.log, self.hooks = run, log, tuple(hooks)
         self.store = store if store is not None else CheckpointStore(run.checkpoints)
         self.phases = list(system.phases())
+        if data.data.target != system.target_spec:
+            raise ConfigError(f"the data give {data.data.target} and the system was built for {system.target_spec}")
         parameters = owned(system, self.phases)
         chosen = options_for(self.phases, optim)
         self._place_system()
@@ -144,10 +146,12 @@ class Trainer:
         """Restores, and returns the number of steps that are done."""
         snapshot = Snapshot(self.system, self.ema, self.runners, self.options, self.world)
         self._snapshot = snapshot
+        self._fingerprint = self.data.data.fingerprint
         if self.world.is_main:
             self.store.prepare()
         if resume is None:
             return 0
+        snapshot.expect_data(resume.state, self._fingerprint)
         kept = snapshot.restore(resume)
         self._latest = {name: float(value) for name, value in kept["latest"].items()}
         self._skips = dict(kept["skips"])
@@ -293,6 +297,7 @@ class Trainer:
                 "latest": plain(self.world.mean(self._latest)),
                 "skips": self._skips,
                 "config": self._config_hash(),
+                "data": self._fingerprint,
             }
             own = self._snapshot.buffers_per_rank()
             with averaged_statistics(self.system, self.world):

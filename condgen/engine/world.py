@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from condgen import registry, rng
 from condgen.errors import ConfigError
+from condgen.options import timeout_seconds
 from condgen.types import Batch
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-TIMEOUT_SECONDS = 600  # torch's 30 minutes leave a broken job holding its machines
 
 
 def gains_from_bf16(device: torch.device) -> bool:
@@ -74,7 +74,7 @@ class World:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         if not dist.is_initialized():
             PartialState._reset_state()  # a singleton: forget the device of an earlier run in this process
-        wait = timedelta(seconds=float(os.environ.get("CONDGEN_TIMEOUT_SECONDS", TIMEOUT_SECONDS)))
+        wait = timedelta(seconds=timeout_seconds())
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         # without cpu=True, Accelerate starts N unconnected processes on a machine without GPU
         state = PartialState(cpu=on_cpu, **({"timeout": wait} if several else {}), **_backend(on_cpu, several))

@@ -121,6 +121,8 @@ class JointEmbedding(Trainable):
         return self.text(given)
 
     def embedding_loss(self, batch: Batch, random: StepRandom) -> Losses:
+        if len(batch) < 2:
+            raise ShapeError("a joint embedding compares rows with each other; use train.batch_size=2 or more")
         images, texts = self.embed_images(batch.target), self.embed_texts(batch.condition)
         ignore = self._same(batch.condition, images.device)
         if self.loss_name == "sje":

@@ -1,5 +1,8 @@
 """Batches are a function of their number: resume, workers, ranks and quarantine never change what one holds."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from condgen.data import base
 from condgen.data.base import BatchDataset, RowDataset, batches, collate, too_many_bad
-from condgen.errors import DataError
+from condgen.errors import ConfigError, DataError
 from condgen.types import BoxesSpec, ConditionSpec, KeypointsSpec, LabelSpec, Sample, TargetSpec, TextSpec
 
 
@@ -202,6 +205,65 @@ def test_uint8_and_float_rows_do_not_mix():
     rows = [Sample("a", PIXELS, label=0), Sample("odd", torch.full((1, 2, 2), 200, dtype=torch.uint8), label=0)]
     with pytest.raises(DataError, match=r"row odd: target has dtype torch\.uint8"):
         collate(rows, ConditionSpec(label=LabelSpec(1)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (torch.full((1, 2, 2), 134.0), r"target spans \[134, 134\]; float pixels must lie in \[-1, 1\]"),
+        (torch.full((1, 2, 2), 1.01), "float pixels"),
+        (torch.full((1, 2, 2), torch.nan), "float pixels"),
+        (torch.zeros(3, 2, 2), r"target has shape \(3, 2, 2\); the data set says \(1, 2, 2\)"),
+        (torch.zeros(1, 2, 3), "target has shape"),
+        (torch.zeros(1, 1, 2, 2), "target has shape"),  # a clip of one frame is not a picture
+    ],
+)
+def test_rows_that_are_not_what_the_data_set_promises_never_reach_training(pixels, reason):
+    """H2, H3, H5, D6: one such row is quarantined, a data set of them is an error."""
+
+    class Odd(Rows):
+        def sample(self, index: int, random: torch.Generator | None) -> Sample:
+            found = super().sample(index, random)
+            return replace(found, target=pixels) if index in self.odd else found
+
+    data = Odd(8)
+    data.odd = {3}
+    loaded = loader(data, batch_size=8)[0]
+    (bad,) = loaded.quarantined
+    assert bad.key == "3" and re.search(reason, bad.reason) and loaded.batch.target.shape == (8, 1, 2, 2)
+    data.odd = set(range(8))
+    with pytest.raises(DataError, match=reason):
+        loader(data)[0]
+
+
+@pytest.mark.parametrize("value", [torch.full((1, 2, 2), 1.0005), torch.full((1, 2, 2), 255, dtype=torch.uint8)])
+def test_pixels_in_range_pass(value):
+    class Fine(Rows):
+        def sample(self, index: int, random: torch.Generator | None) -> Sample:
+            return replace(super().sample(index, random), target=value)
+
+    assert loader(Fine())[0].quarantined == ()
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf"])
+def test_a_wait_that_is_no_time_is_refused(monkeypatch, given):
+    monkeypatch.setenv("CONDGEN_TIMEOUT_SECONDS", given)
+    with pytest.raises(ConfigError, match="CONDGEN_TIMEOUT_SECONDS"):
+        batches(loader(Rows()), start=0, stop=2, workers=1)
+    assert len(batches(loader(Rows()), start=0, stop=2)) == 2  # nobody waits for this process
+
+
+def test_the_last_rows_of_an_epoch_are_joined_with_the_first_of_the_next():
+    """H4: there is no smaller last batch, which batch norm would see."""
+    data = loader(Rows(5), batch_size=4)
+    assert [len(data[number].batch) for number in range(5)] == [4] * 5
+
+
+def test_keys_are_known_without_reading():
+    data = loader(Rows(bad=(3,)), rank=1, world=2)
+    assert data.keys(2) == [str(data.row(position)[1]) for position in range(20, 24)]
+    clean = loader(Rows(), rank=1, world=2)
+    assert tuple(clean.keys(2)) == clean[2].batch.keys
 
 
 def test_pixels_given_as_0_to_255_floats_are_refused():

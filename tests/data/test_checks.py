@@ -75,7 +75,7 @@ def test_good_data_set():
         ({"keypoints": torch.tensor([[2.0, 0], [0, 0]]), "visible": torch.tensor([True, True])}, "keypoints"),
         ({"keypoints": torch.zeros(3, 2), "visible": torch.ones(3, dtype=torch.bool)}, "keypoints has shape"),
         ({"image": torch.zeros(3, 4, 4)}, "image has shape"),
-        ({"image": torch.full((1, 4, 4), 255.0)}, "image.pixels spans"),
+        ({"image": torch.full((1, 4, 4), 255.0)}, "image spans"),
     ],
 )
 def test_wrong_rows_are_found(fields, reason):

@@ -182,6 +182,14 @@ def test_a_bad_row_is_replaced_by_the_next_usable_one_and_named(tmp_path: Path) 
     assert "0..4" in reasons["train/001"] and "caption" in reasons["train/004"]
 
 
+def test_an_unexpected_error_names_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(write(tmp_path))
+    monkeypatch.setattr(type(data), "sample", lambda self, raw, random: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        read(data, 0, 1)
+    assert "while reading row " in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

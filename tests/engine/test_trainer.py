@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
+import time
+import traceback
 
 import pytest
 import torch
@@ -23,6 +26,8 @@ from engine_toys import (
 )  # fmt: skip
 from torch import nn
 
+from condgen.engine import checkpoint as checkpoint_module
+from condgen.engine import phases as phases_module
 from condgen.engine import resume as resume_module
 from condgen.engine import state
 from condgen.engine.clock import Clock
@@ -33,7 +38,7 @@ from condgen.engine.world import World
 from condgen.errors import CheckpointError, ConfigError, DataError, DivergedError, Stopped
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.base import Phase
-from condgen.types import Condition
+from condgen.types import Condition, TargetSpec
 
 
 def stopped(folder, at, **options):
@@ -195,6 +200,18 @@ def test_hooks_see_averaged_weights(tmp_path):
     trainer.train(stop=StopAfter(99))
     assert torch.equal(held[0], trainer.ema.tensors()["generator.0.weight"])
     assert not torch.equal(held[0], trainer.system.generator[0].weight)
+
+
+def test_one_step_can_be_replayed_alone(tmp_path):
+    """R9: everything random is a function of the step, so the losses of step 10 come out again without step 11."""
+    trainer = make_trainer(tmp_path / "whole", log_every=1)
+    trainer.train(stop=StopAfter(99))
+    checkpoint = stopped(tmp_path / "part", 9)
+    again = make_trainer(tmp_path / "again", log_every=1)
+    with pytest.raises(Stopped):
+        again.train(checkpoint, stop=StopAfter(1))
+    (line,) = metrics(again)
+    assert line == next(held for held in metrics(trainer) if held["step"] == 10)
 
 
 # order of work
@@ -429,6 +446,34 @@ def test_out_of_memory_names_phase_shape_and_a_way_out(tmp_path):
     assert trainer.store.steps() == []
 
 
+def test_running_out_of_real_memory_is_explained_too(tmp_path):
+    """On a CPU torch raises a plain RuntimeError; the run must not save what it half did."""
+    system = make_system()
+    system.on_loss = lambda phase, batch, losses: torch.empty(2**56)
+    trainer = make_trainer(tmp_path, system, checkpoint_every=1)
+    with pytest.raises(ConfigError, match=r"out of memory in phase 'discriminator' at step 1.*batch_size"):
+        trainer.train(stop=StopAfter(99))
+    assert trainer.store.steps() == [] and ConfigError.exit_code != 0
+
+
+def test_a_loss_that_stays_exactly_zero_is_warned_about_once(tmp_path, monkeypatch, caplog):
+    """N5: a critic that wins or loses completely has no gradient, and nothing else would say so."""
+    monkeypatch.setattr(phases_module, "ZEROS_IN_A_ROW", 4)
+    system = make_system()
+    calls = []
+
+    def on_loss(phase, batch, losses):
+        calls.append(phase)
+        dead = phase == "discriminator" and len(calls) // 2 not in (3, 4)  # alive again for two steps
+        return {**losses, "loss": losses["loss"] * 0} if dead else losses
+
+    system.on_loss = on_loss
+    with caplog.at_level("WARNING", "condgen"):
+        make_trainer(tmp_path, system, steps=12).train(stop=StopAfter(99))
+    found = [r.getMessage() for r in caplog.records if "exactly 0" in r.getMessage()]
+    assert len(found) == 1 and "'discriminator' at step 9" in found[0]
+
+
 # stopping and saving
 
 
@@ -441,6 +486,17 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path):
     with pytest.raises(Stopped, match="step 4 of 20"):
         trainer.train()
     assert trainer.store.latest().step == 4 and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("point", ["first-file", "manifest", "renamed"])
+def test_a_signal_in_the_middle_of_a_save_lets_it_finish(tmp_path, monkeypatch, point):
+    """S2."""
+    kick = {point: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+    monkeypatch.setattr(checkpoint_module, "faultpoint", lambda name: kick.pop(name, lambda: None)())
+    trainer = make_trainer(tmp_path, checkpoint_every=4)
+    with pytest.raises(Stopped, match="step 4 of 20"):
+        trainer.train()
+    assert trainer.store.latest().step == 4 and kick == {}
 
 
 def test_clipping_limits_the_update_to_the_norm(tmp_path):
@@ -507,6 +563,38 @@ def test_a_loader_process_that_is_killed_is_a_data_error_and_the_run_can_go_on(t
         trainer.train(stop=StopAfter(99))
     again = make_trainer(tmp_path, data=Deadly())
     assert again.train(again.store.latest(), stop=StopAfter(99)) == Outcome(20, "done")
+
+
+class Hanging(ToyData):
+    """The process that loads row 7 never comes back."""
+
+    def sample(self, index, random):
+        if index == 7 and torch.utils.data.get_worker_info() is not None:
+            time.sleep(8)  # longer than the wait; the loader then joins it
+        return super().sample(index, random)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(30)
+def test_a_loader_process_that_hangs_is_a_data_error_that_names_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONDGEN_TIMEOUT_SECONDS", "3")
+    trainer = make_trainer(tmp_path, data=Hanging(), workers=2)
+    with pytest.raises(DataError, match=r"gave nothing for 3 s at step \d .*row-7.*CONDGEN_TIMEOUT_SECONDS"):
+        trainer.train(stop=StopAfter(99))
+
+
+class Broken(ToyData):
+    def sample(self, index, random):
+        return 1 / (index - 7)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unexpected_error_of_a_row_names_the_row(tmp_path, workers):
+    """W3: with the traceback, from the training process and from a worker."""
+    with pytest.raises(Exception) as caught:  # sample() of any other row gives a float: an AttributeError
+        make_trainer(tmp_path, data=Broken(), workers=workers).train(stop=StopAfter(99))
+    text = "".join(traceback.format_exception(caught.value))
+    assert re.search(r"while reading row row-\d+ of Broken", text)
 
 
 # construction
@@ -584,6 +672,52 @@ def test_a_checkpoint_that_does_not_fit_is_explained(tmp_path, caplog):
     with caplog.at_level("WARNING", "condgen"):
         make_trainer(tmp_path / "other", seed=4, batch_size=5).train(checkpoint, stop=StopAfter(99))
     assert "not bit-exact" in caplog.text and "seed 3 -> 4; batch_size 4 -> 5" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["seed", "batch_size", "accumulate", "world", "precision", "threads", "torch"])
+def test_whatever_makes_a_resume_inexact_is_named(tmp_path, caplog, name):
+    """L5: it loads, and the log says which fact differs and how."""
+    checkpoint = stopped(tmp_path, 9)
+    state = checkpoint.state
+    if name == "torch":
+        changed = {**state, "versions": {**state["versions"], "torch": "1.0"}}
+    else:
+        changed = {**state, name: "before"}
+    with caplog.at_level("WARNING", "condgen"):
+        resumed(tmp_path, dataclasses.replace(checkpoint, state=changed))
+    shown = {"torch": "torch 1.0 -> "}.get(name, f"{name} before -> ")
+    (line,) = [r.getMessage() for r in caplog.records if "not bit-exact" in r.getMessage()]
+    assert shown in line and ";" not in line
+
+
+def test_what_does_not_matter_to_a_resume_may_differ(tmp_path, caplog):
+    """L4: the learning rate, the number of steps and how often is logged."""
+    checkpoint = stopped(tmp_path, 9)
+    trainer = make_trainer(tmp_path, steps=12, log_every=1, optim={"default": OptimOptions(lr=1e-4)})
+    with caplog.at_level("WARNING", "condgen"):
+        assert trainer.train(checkpoint, stop=StopAfter(99)).step == 12
+    assert "bit-exact" not in caplog.text
+    assert metrics(trainer)[-1]["generator/lr"] == 1e-4
+
+
+def test_data_that_changed_are_refused_unless_allowed(tmp_path, caplog):
+    """D16."""
+    checkpoint = stopped(tmp_path, 9)
+    with pytest.raises(CheckpointError, match=r"data changed.*train\.allow_data_change=true"):
+        make_trainer(tmp_path, data=ToyData(rows=14)).train(checkpoint, stop=StopAfter(99))
+    trainer = make_trainer(tmp_path, data=ToyData(rows=14), allow_data_change=True)
+    with caplog.at_level("WARNING", "condgen"):
+        assert trainer.train(checkpoint, stop=StopAfter(99)).step == 20
+    assert "the data changed" in caplog.text
+
+
+def test_data_of_another_size_than_the_system_are_refused(tmp_path):
+    """H2, H5: one channel would broadcast to three, and a clip of another length would train on the wrong thing."""
+    for target in (TargetSpec(1, 4, 4), TargetSpec(3, 4, 4, frames=2)):
+        data = ToyData()
+        data.target = target
+        with pytest.raises(ConfigError, match="the data give TargetSpec"):
+            make_trainer(tmp_path, data=data)
 
 
 def test_bf16_trains_with_float32_weights(tmp_path):
