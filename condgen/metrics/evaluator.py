@@ -9,23 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from condgen import rng
 from condgen.data.base import RowDataset, too_many_bad
 from condgen.errors import CheckpointError, ConfigError, DataError, ShapeError
 from condgen.losses.joint_embedding import info_nce
+from condgen.metrics import kept
 from condgen.nn.image_tower import ImageTower, resize
 from condgen.pixels import pixels_to_float, pixels_to_uint8
 from condgen.types import Condition, Text
@@ -122,43 +119,22 @@ class Evaluator(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of every weight: two evaluators with the same one give the same numbers."""
-        return hashlib.sha256(self._bytes()).hexdigest()[:12]
-
-    def _bytes(self) -> bytes:
-        state = {name: t.detach().cpu().contiguous() for name, t in sorted(self.state_dict().items())}
-        return save_tensors(state)
+        return kept.fingerprint(self)
 
     def save(self, folder: Path) -> None:
         """Writes `evaluator.safetensors` and `evaluator.json`; the folder appears at once or not at all."""
-        weights = self._bytes()
-        about = {
-            "options": asdict(self.options), "channels": self.channels, "text_dim": self.text_dim,
-            "about": self.about, "sha256": hashlib.sha256(weights).hexdigest(),
-        }  # fmt: skip
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".evaluator-") as made:
-            inside = Path(made) / "ready"
-            inside.mkdir()
-            (inside / "evaluator.safetensors").write_bytes(weights)
-            (inside / "evaluator.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-            if folder.exists():
-                os.replace(folder, Path(made) / "old")
-            os.replace(inside, folder)
+        about = {"options": asdict(self.options), "channels": self.channels, "text_dim": self.text_dim}
+        kept.write(folder, "evaluator", self, {**about, "about": self.about})
 
     @staticmethod
     def load(folder: Path) -> Evaluator:
         """Reads what `save` wrote. Raises CheckpointError for missing, damaged or unfit files."""
-        try:
-            about = json.loads((folder / "evaluator.json").read_text(encoding="utf-8"))
-            weights = (folder / "evaluator.safetensors").read_bytes()
-            if hashlib.sha256(weights).hexdigest() != about["sha256"]:
-                raise CheckpointError(f"{folder}: the weights do not match their sha256; delete the folder to retrain")
-            made = Evaluator(
-                EvaluatorOptions(**about["options"]), channels=about["channels"], text_dim=about["text_dim"]
-            )
-            made.load_state_dict(load_tensors(weights))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{folder} holds no readable evaluator ({error}); delete it to retrain") from error
+
+        def make(about: Mapping[str, Any]) -> Evaluator:
+            options = EvaluatorOptions(**about["options"])
+            return Evaluator(options, channels=about["channels"], text_dim=about["text_dim"])
+
+        made, about = kept.read(folder, "evaluator", make)
         made.about = about["about"]
         return made.eval()
 

@@ -1,0 +1,185 @@
+"""A class -> a picture. Scored by class accuracy, CAS, MS-SSIM within classes, condition sensitivity and KID.
+
+With data.ignore=[label,...] and an unconditional system it draws without a class, and KID and FID alone are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor
+
+from condgen import rng
+from condgen.data.base import RowDataset, collate
+from condgen.data.cache import cache_folder
+from condgen.engine.drawing import draw_grid
+from condgen.engine.sample import sample_over, sample_rows
+from condgen.engine.trainer import Hook
+from condgen.errors import ConfigError
+from condgen.metrics.classifier import (
+    Classifier,
+    ClassifierOptions,
+    cached_classifier,
+    cas_scores,
+    class_scores,
+    load_labelled,
+)
+from condgen.metrics.diversity import WINDOW, diversity_scores
+from condgen.metrics.quality import quality_scores
+from condgen.metrics.score import Score
+from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.options import Range
+from condgen.systems.base import System
+from condgen.task import Task
+from condgen.types import Condition, Sample
+
+if TYPE_CHECKING:
+    from condgen.build import Built
+    from condgen.engine.log import Log
+    from condgen.engine.run import RunFolder
+    from condgen.engine.world import World
+
+COLUMNS = 8
+SENSITIVITY_ROWS = 16
+LOOKED_THROUGH = 512  # rows that are read to find one of each class
+
+
+class Class2Image(Task):
+    """The sample grid has one row for each class, beside a real picture of it.
+
+    grid_rows         most rows of the sample grid
+    classifier_steps  training steps of the judge and of each classifier of CAS
+    cas               also train on samples and test on real pictures: three more small trainings
+    """
+
+    def __init__(
+        self, *, grid_rows: Annotated[int, Range(1)] = 10, classifier_steps: Annotated[int, Range(1)] = 400,
+        cas: bool = True,
+    ) -> None:  # fmt: skip
+        self.grid_rows, self.cas = grid_rows, cas
+        self.classifier = ClassifierOptions(steps=classifier_steps)
+
+    def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
+        data, every = built.train_data, built.options.sample_every
+        if not isinstance(data, RowDataset):
+            return ()
+        shown = one_of_each(data, self.grid_rows)
+        batch = built.prepare(collate(shown, built.spec)).as_float()
+        condition, count = batch.condition, len(shown)
+
+        def draw(system: System, step: int) -> None:
+            conditional = len(condition) > 0
+            ids = list(range(COLUMNS)) * count if conditional else list(range(COLUMNS * count))
+            pixels = sample_rows(system, condition.repeat(COLUMNS) if conditional else condition, seed=0, ids=ids)
+            names = data.provides.label.names if data.provides.label is not None else ()
+            grid = draw_grid(
+                pixels.view(count, COLUMNS, *pixels.shape[1:]),
+                condition if conditional else None,
+                real=batch.target if conditional else None,
+                label_names=names,
+                title=f"step {step}",
+                attribution=data.attribution,
+            )
+            log.media(step, "grid", grid)
+
+        hooks = [Hook("grid", every, draw)]
+        probe = rows_of(built, data, min(SENSITIVITY_ROWS, len(data)), seed=1)[0]
+        if len(probe) > 1:
+
+            def sensitivity(system: System, step: int) -> Mapping[str, float]:
+                measured = condition_sensitivity(system, probe)
+                require_sensitive(measured)
+                return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
+
+            hooks.append(Hook("sensitivity", every, sensitivity))
+        return hooks
+
+    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+        """class_accuracy, cas, ms_ssim overall and for each class, KID (FID from 2,048 pictures), sensitivity."""
+        data, train = built.test_data, built.train_data
+        if not isinstance(data, RowDataset) or not isinstance(train, RowDataset):
+            raise ConfigError(f"{built.config.data_name} is a stream; scores read rows by number. Use another data set")
+        condition, real = rows_of(built, data, options.num_samples, seed=options.seed)
+        _, other = rows_of(built, train, options.num_samples, seed=options.seed)
+        ids = list(range(options.num_samples))
+        fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
+        about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
+        scores: list[Score] = []
+        if condition.label is not None:
+            scores += self.by_class(built, world, fake, condition.label, real, about=about, seed=options.seed)
+        scores += quality_scores(
+            fake, real, other, name=options.extractor, about=about, device=world.device, seed=options.seed
+        )
+        if len(condition) > 1:
+            probe = condition.index(slice(0, SENSITIVITY_ROWS))
+            for one in condition_sensitivity(system, probe, seed=options.seed):
+                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+        return scores
+
+    def by_class(
+        self, built: Built, world: World, fake: Tensor, asked: Tensor, real: Tensor, *, about: Mapping[str, str],
+        seed: int,
+    ) -> list[Score]:  # fmt: skip
+        """The scores that need the classes; `asked` (N,) starts with the labels of the pictures `real`."""
+        train = built.train_data
+        assert isinstance(train, RowDataset) and train.provides.label is not None
+        labels, spec = asked[: len(real)], train.provides.label
+        if world.is_main:
+            self.judge(built, world.device)  # trains it; the others then read it from the cache
+        world.barrier()
+        scores = class_scores(self.judge(built, world.device), fake, asked, real, labels, about=about, seed=seed)
+        if self.cas:
+            pictures, truth = load_labelled(train, None, seed=seed, most=len(fake))
+            scores += cas_scores(
+                fake, asked, pictures, truth, real, labels, classes=spec.num_classes, about=about, seed=seed,
+                device=world.device, options=self.classifier,
+            )  # fmt: skip
+        if min(fake.shape[-2:]) >= WINDOW and shared_classes(asked, labels):
+            scores += diversity_scores(fake, asked, real, labels, names=spec.names, about=about, seed=seed)
+        return scores
+
+    def judge(self, built: Built, device: torch.device) -> Classifier:
+        """The classifier for this data, trained on its training split unless the cache has it."""
+        assert isinstance(built.train_data, RowDataset)
+        about = {"data": built.config.data_name, "split": "train"}
+        folder = cache_folder() / "classifiers"
+        return cached_classifier(
+            built.train_data, folder, about=about, device=device, options=self.classifier, say=print
+        )
+
+
+def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor]:
+    """Conditions of `count` rows drawn by seed, and the different pictures (n <= count, C, H, W) they start with.
+
+    With fewer rows than asked for, conditions are used again; pictures are not, since scores compare them.
+    """
+    order = rng.permutation(len(data), seed, "scored rows").tolist()[:count]
+    batch = built.prepare(collate([data.sample(row, None) for row in order], built.spec)).as_float()
+    condition = batch.condition
+    if len(condition):
+        condition = condition.index([i % len(order) for i in range(count)])
+    return condition, batch.target
+
+
+def one_of_each(data: RowDataset, most: int) -> list[Sample]:
+    """The first row of each class in the order of the classes, at most `most`; any rows where there is no label."""
+    found: dict[int, Sample] = {}
+    classes = data.provides.label.num_classes if data.provides.label is not None else 0
+    rows = rng.permutation(len(data), 0, "shown rows").tolist()[:LOOKED_THROUGH]
+    if not classes:
+        return [data.sample(row, None) for row in rows[:most]]
+    for row in rows:
+        sample = data.sample(row, None)
+        if sample.label is not None:
+            found.setdefault(sample.label, sample)
+        if len(found) == classes:
+            break
+    return [found[label] for label in sorted(found)[:most]]
+
+
+def shared_classes(a: Tensor, b: Tensor) -> bool:
+    """Whether some class has two rows in both (N,) and (M,)."""
+    counts = [{n for n, c in zip(*x.unique(return_counts=True), strict=True) if c > 1} for x in (a.cpu(), b.cpu())]
+    return bool({int(n) for n in counts[0]} & {int(n) for n in counts[1]})
