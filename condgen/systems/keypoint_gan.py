@@ -6,6 +6,7 @@ points, it draws the others; what it returns goes to `gawwn` as its keypoints.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -147,6 +148,6 @@ class Judge(nn.Module):
 
 def _dense(widths: Sequence[int], activation: nn.Module) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.BatchNorm1d(after), activation]
     return nn.Sequential(*layers)
