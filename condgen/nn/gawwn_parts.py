@@ -50,7 +50,10 @@ class Trunk(nn.Module):
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths[:-1]):
             layers += [nn.Conv2d(a, b, 4, 2, 1), leaky()]
-        layers += down(widths[-2], 2 * width, leaky)
+        if halvings == 1:  # the first convolution has no batch norm: D must see how bright a picture is
+            layers += [nn.Conv2d(channels, 2 * width, 4, 2, 1), leaky()]
+        else:
+            layers += down(widths[-2], 2 * width, leaky)
         self.body = nn.Sequential(*layers, nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.BatchNorm2d(2 * width), leaky())
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -60,3 +63,12 @@ class Trunk(nn.Module):
 def head(width: int) -> nn.Sequential:
     """[region, whole] (B, 2d) -> logits (B, 1)."""
     return nn.Sequential(nn.Linear(2 * width, width), nn.BatchNorm1d(width), leaky(), nn.Linear(width, 1))
+
+
+def without_batch_norm(network: nn.Module) -> None:
+    """Removes every batch norm. Right before D's last layer it hides the mean of a pass, and a pass is all real or
+    all fake, so that D begins slowly."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, nn.Identity())

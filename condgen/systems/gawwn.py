@@ -19,7 +19,7 @@ from condgen.errors import ConfigError, ShapeError
 from condgen.losses.adversarial import AdversarialLoss, fake_loss, generator_loss, real_loss
 from condgen.nn import gawwn_box, gawwn_keypoints
 from condgen.nn.diffaugment import diffaugment
-from condgen.nn.gawwn_parts import grid_of
+from condgen.nn.gawwn_parts import grid_of, without_batch_norm
 from condgen.nn.matching import whiten
 from condgen.nn.reed import add_spectral_norm
 from condgen.options import Range
@@ -47,6 +47,7 @@ class Gawwn(System):
     render               "cell" marks the cell that holds a keypoint, "released" half a cell up and left of it
     whiten_words         words to zero mean and unit variance; unit-length sentence vectors are else nearly invisible
     loss                 "bce" as published, or "hinge", "lsgan"
+    critic_norm          "batch" as published, "none" for D without batch norm: with it D starts slowly
     spectral_norm        on every layer of D (Miyato et al. 2018, arXiv:1802.05957)
     diffaugment          of "color", "translation", "cutout"; boxes and points move with the pixels
 
@@ -75,6 +76,7 @@ class Gawwn(System):
         render: Literal["cell", "released"] = "cell",
         whiten_words: bool = False,
         loss: AdversarialLoss = "bce",
+        critic_norm: Literal["batch", "none"] = "batch",
         spectral_norm: bool = False,
         diffaugment: Sequence[Literal["color", "translation", "cutout"]] = (),
     ) -> None:
@@ -99,6 +101,8 @@ class Gawwn(System):
             points, self.noise_shape = condition.keypoints.num_points, (noise_dim,)
             generator = gawwn_keypoints.Generator(vector, points, side, channels, generator_width, noise_dim)
             critic = gawwn_keypoints.Discriminator(vector, points, side, channels, discriminator_width, condition_dim)
+        if critic_norm == "none":
+            without_batch_norm(critic)
         if spectral_norm:
             add_spectral_norm(critic)
         self.generator = Placed(stacks[0], generator, where, grid_of(side), render, whiten_words)

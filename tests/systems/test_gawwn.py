@@ -246,3 +246,48 @@ def test_impossible_targets_are_refused(target):
 def test_a_condition_without_the_place_is_refused():
     with pytest.raises(ShapeError, match="built for boxes"):
         tiny().generator(torch.randn(4, 2, 5), condition(boxes=None))
+
+
+def test_the_critic_without_batch_norm_has_none_and_scores_rows_alone():
+    for spec in (BOX, POINTS):
+        system, data = tiny(spec, critic_norm="none"), batch()
+        assert not [m for m in system.discriminator.modules() if "BatchNorm" in type(m).__name__]
+        assert [m for m in system.generator.modules() if "BatchNorm" in type(m).__name__]
+        alone = torch.cat([system.discriminator(data.target[[i]], data.condition.index([i])) for i in range(4)])
+        torch.testing.assert_close(system.discriminator(data.target, data.condition), alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_short_training_draws_in_the_box():
+    """Check (g6) in the small: dark squares on white; where samples are dark is where the box is."""
+    system = tiny(
+        ConditionSpec(text=TEXT, boxes=BoxesSpec(1)), 16,
+        generator_width=8, discriminator_width=8, loss="hinge", noise_dim=2, spectral_norm=True, critic_norm="none",
+    )  # fmt: skip
+    optimizers = [torch.optim.Adam(getattr(system, p.name).parameters(), 1e-3, (0.5, 0.99)) for p in system.phases()]
+    sides = torch.tensor([4, 6, 8])
+
+    def rows(random, count=16):
+        side = sides[torch.randint(3, (count,), generator=random)]
+        low = (torch.rand(count, 2, generator=random) * (17 - side[:, None])).floor()
+        xyxy = torch.cat([low, low + side[:, None]], dim=1)
+        at = torch.arange(16)
+        x, y = ((at >= xyxy[:, i, None]) & (at < xyxy[:, i + 2, None]) for i in (0, 1))
+        inside = y[:, None, :, None] & x[:, None, None, :]
+        asked = condition(count, boxes=Boxes(xyxy[:, None] / 16, torch.ones(count, 1, dtype=torch.bool)))
+        return Batch(1.0 - 1.8 * inside.float().expand(-1, 3, -1, -1), asked), inside
+
+    for step in range(100):
+        random = StepRandom("squares", step, rows=16)
+        data, _ = rows(random.local)
+        for phase, optimizer in zip(system.phases(), optimizers, strict=True):
+            system.requires_grad_(False)
+            getattr(system, phase.name).requires_grad_(True)
+            optimizer.zero_grad()
+            phase.loss(data, random)["loss"].backward()
+            optimizer.step()
+    data, inside = rows(torch.Generator().manual_seed(99), 32)
+    with torch.no_grad():
+        dark = system.eval().sample(data.condition, random=RowRandom(0, range(32))).mean(1, keepdim=True) < 0.1
+    overlap = [(dark & mask).sum() / (dark | mask).sum() for mask in (inside, inside.roll(1, 0))]
+    assert overlap[0] > 0.5 and overlap[0] > overlap[1] + 0.25
