@@ -115,6 +115,10 @@ def match(config: Config, cls: type[Trainable], task: Task, provided: ConditionS
                 raise ConfigError(f"{who} needs {name}; {has}. Choose another data set: `condgen list` shows them")
             if getattr(spec, name) is None:
                 raise ConfigError(f"{who} needs {name}, but data.ignore={_list(config)} leaves it out; {has}")
+    if cls.needs_one_of and not any(getattr(spec, name) for name in cls.needs_one_of):
+        raise ConfigError(
+            f"{config.system_name} needs {' or '.join(cls.needs_one_of)}; {has}, less data.ignore={_list(config)}"
+        )
     try:
         assign_forms(spec, cls.consumes)
     except ConfigError as error:

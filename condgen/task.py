@@ -1,4 +1,5 @@
-"""What every task implements: a user's intent, the conditions that define it and what scores its output.
+"""What every task implements: a user's intent, the conditions that define it and what scores its output. Below the
+class, what several tasks score with: rows of a split and the evaluator of its captions.
 
 The file `tasks/<name>.py` holds one subclass. A task never changes how a system is trained.
 """
@@ -9,8 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from condgen import rng
+from condgen.data.base import RowDataset, collate
+from condgen.data.cache import cache_folder
+from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.score import Score
 from condgen.systems.base import System
+from condgen.types import Condition
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -40,3 +49,31 @@ class Task(ABC):
 
         `options` is the configuration's `eval` section.
         """
+
+
+def splits(built: Built) -> list[tuple[str, RowDataset]]:
+    """The held-out split that is scored, then the one that was trained on."""
+    pairs = ((built.config.eval.split, built.test_data), ("train", built.train_data))
+    return [(name, data) for name, data in dict(pairs).items() if isinstance(data, RowDataset)]
+
+
+def evaluator_of(built: Built, device: torch.device) -> Evaluator:
+    """The dual encoder for this data, trained on its training split unless the cache has it."""
+    assert built.encoder is not None and isinstance(built.train_data, RowDataset)
+    about = {"data": built.config.data_name, "split": "train", "text": built.encoder.fingerprint}
+    folder = cache_folder() / "evaluators"
+    return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=device, say=print)
+
+
+def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
+    """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
+    No captions where the system gets no text.
+
+    With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
+    """
+    order = rng.permutation(len(data), seed, "scored rows").tolist()
+    rows = [order[i % len(order)] for i in range(count)]
+    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
+    text = batch.condition.text
+    captions = [] if text is None or text.strings is None else list(text.strings)
+    return batch.condition, batch.target, captions

@@ -7,21 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from condgen import rng
-from condgen.data.base import RowDataset, collate
-from condgen.data.cache import cache_folder
+from condgen.data.base import RowDataset
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
-from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.systems.base import System
-from condgen.task import Task
+from condgen.task import Task, evaluator_of, rows_of, splits
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -127,30 +123,3 @@ class Text2Image(Task):
             for one in condition_sensitivity(system, probe, seed=options.seed):
                 scores += one.scores(seed=options.seed, rows=len(probe), about=about)
         return scores
-
-
-def splits(built: Built) -> list[tuple[str, RowDataset]]:
-    """The held-out split that is scored, then the one that was trained on."""
-    pairs = ((built.config.eval.split, built.test_data), ("train", built.train_data))
-    return [(name, data) for name, data in dict(pairs).items() if isinstance(data, RowDataset)]
-
-
-def evaluator_of(built: Built, device: torch.device) -> Evaluator:
-    """The dual encoder for this data, trained on its training split unless the cache has it."""
-    assert built.encoder is not None and isinstance(built.train_data, RowDataset)
-    about = {"data": built.config.data_name, "split": "train", "text": built.encoder.fingerprint}
-    folder = cache_folder() / "evaluators"
-    return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=device, say=print)
-
-
-def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
-    """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
-
-    With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
-    """
-    order = rng.permutation(len(data), seed, "scored rows").tolist()
-    rows = [order[i % len(order)] for i in range(count)]
-    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
-    text = batch.condition.text
-    assert text is not None and text.strings is not None
-    return batch.condition, batch.target, list(text.strings)

@@ -30,7 +30,7 @@ def toy(*words: str) -> config.Config:
 
 def system_class(**attributes: tuple[str, ...]) -> type[Trainable]:
     """Only what matching reads."""
-    return SimpleNamespace(**{"consumes": ("vector",), "requires": (), **attributes})  # type: ignore[return-value]
+    return SimpleNamespace(**{"consumes": ("vector",), "requires": (), "needs_one_of": (), **attributes})  # type: ignore[return-value]
 
 
 TASK: Task = SimpleNamespace(conditions=("label",))  # type: ignore[assignment]

@@ -69,10 +69,16 @@ def cells() -> list[tuple[str, tuple[str, ...]]]:
         fits = [f for f in SPECS if set(kind_class(f).forms) & set(cls.consumes)]
         wanted = [(f,) for f in fits] + [pair for pair in PAIRS if set(pair) <= set(fits)]
         for fields in wanted:
-            full = tuple(dict.fromkeys((*cls.requires, *fields)))
+            full = needed(cls, fields)
             if (name, full) not in found:
                 found.append((name, full))
     return found
+
+
+def needed(cls: type[Trainable], fields: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """`fields` and what the system cannot do without."""
+    full = tuple(dict.fromkeys((*cls.requires, *fields)))
+    return full if not cls.needs_one_of or set(full) & set(cls.needs_one_of) else (*full, cls.needs_one_of[0])
 
 
 def build(name: str, fields: tuple[str, ...], nullable: bool = False) -> Trainable:
@@ -285,7 +291,7 @@ class StopAfter:
 @pytest.mark.parametrize("name", registry.names("systems"))
 def test_stopping_and_going_on_equals_never_stopping(name, tmp_path):
     """With the real trainer: weights, averages and every optimiser, bit by bit."""
-    fields = tuple(registry.load("systems", name, Trainable).requires) or ("label",)
+    fields = needed(registry.load("systems", name, Trainable)) or ("label",)
 
     def prepare(data: Batch) -> Batch:
         text = data.condition.text

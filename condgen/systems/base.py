@@ -57,6 +57,9 @@ class Trainable(nn.Module, ABC):
     requires: ClassVar[tuple[str, ...]] = ()
     """Condition fields it cannot work without."""
 
+    needs_one_of: ClassVar[tuple[str, ...]] = ()
+    """Condition fields of which it needs at least one, such as ("boxes", "keypoints"); () = no such need."""
+
     generates: ClassVar[tuple[str, ...]] = ()
     """Submodules that are used after training: what EMA averages and what is exported. () = all of them."""
 

@@ -1,0 +1,150 @@
+"""A sentence and a place -> a picture. Scored by box IoU or PCK of what was drawn, R-precision, KID, sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from condgen.data.base import RowDataset
+from condgen.engine.drawing import draw_grid
+from condgen.engine.sample import sample_over, sample_rows
+from condgen.engine.trainer import Hook
+from condgen.errors import ConfigError
+from condgen.metrics.layout import layout_scores
+from condgen.metrics.quality import quality_scores
+from condgen.metrics.retrieval import retrieval_scores
+from condgen.metrics.score import Score
+from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.systems.base import System
+from condgen.task import Task, evaluator_of, rows_of, splits
+from condgen.types import Boxes, Condition
+
+if TYPE_CHECKING:
+    from condgen.build import Built
+    from condgen.engine.log import Log
+    from condgen.engine.run import RunFolder
+    from condgen.engine.world import World
+
+COLUMNS = 4
+SENSITIVITY_ROWS = 16
+STRIP_ROWS = 4
+STRIP = ((0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))  # corners of boxes of half a side
+HALF = 0.5
+
+
+class Layout2Image(Task):
+    """Half of the sample grid's rows were trained on, half are held out; boxes and points are drawn over the samples.
+    For boxes there is also a strip: one noise, one sentence, the box in five places.
+
+    grid_rows   rows of the sample grid
+    """
+
+    conditions: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __init__(self, *, grid_rows: int = 8) -> None:
+        self.grid_rows = grid_rows
+
+    def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
+        train_data, test_data = built.train_data, built.test_data
+        check_place(built)
+        if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
+            return ()
+        seen = max(1, min(self.grid_rows // 2, len(train_data)))
+        held = max(1, min(self.grid_rows - seen, len(test_data)))
+        parts = [rows_of(built, data, count, seed=0) for data, count in ((train_data, seen), (test_data, held))]
+        shown, real = Condition.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        probe, _, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
+
+        def draw(system: System, step: int) -> None:
+            pixels = sample_rows(system, shown.repeat(COLUMNS), seed=0, ids=list(range(COLUMNS)) * len(shown))
+            grid = draw_grid(
+                pixels.view(len(shown), COLUMNS, *pixels.shape[1:]),
+                shown,
+                real=real,
+                title=f"step {step}: {seen} rows of the training split, {held} held out",
+                attribution=train_data.attribution,
+                overlay=True,
+            )
+            log.media(step, "grid", grid)
+
+        def strip(system: System, step: int) -> None:
+            rows = shown.index(slice(0, STRIP_ROWS))
+            moved = places(rows)
+            ids = [row for row in range(len(rows)) for _ in STRIP]
+            pixels = sample_rows(system, moved, seed=0, ids=ids)
+            picture = draw_grid(
+                pixels.view(len(rows), len(STRIP), *pixels.shape[1:]),
+                replace(rows, boxes=None, present={n: t for n, t in rows.present.items() if n != "boxes"}),
+                title=f"step {step}: the same noise, the box in {len(STRIP)} places",
+                column_names=[f"box at {x:g}, {y:g}" for x, y in STRIP],
+                attribution=train_data.attribution,
+            )
+            log.media(step, "moved", picture)
+
+        def sensitivity(system: System, step: int) -> Mapping[str, float]:
+            measured = condition_sensitivity(system, probe)
+            require_sensitive(measured)
+            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
+
+        every = built.options.sample_every
+        hooks = [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+        return [*hooks, Hook("moved", every, strip)] if built.spec.boxes is not None else hooks
+
+    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+        """On held-out rows box_iou or pck, rprec, KID and sensitivity; then box_iou or pck and rprec on seen rows."""
+        check_place(built)
+        if world.is_main:
+            evaluator_of(built, world.device)  # trains it; the others then read it from the cache
+        world.barrier()
+        judge = evaluator_of(built, world.device)
+        asked = {split: rows_of(built, data, options.num_samples, seed=options.seed) for split, data in splits(built)}
+        names = built.spec.keypoints.names if built.spec.keypoints is not None else ()
+        scores: list[Score] = []
+        for split, data in splits(built):
+            condition, real, captions = asked[split]
+            ids = list(range(len(condition)))
+            fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
+            about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split}
+            text = condition.text
+            assert text is not None and text.pooled is not None
+            found = layout_scores(fake, real, condition, names=names, about=about, seed=options.seed)
+            found += retrieval_scores(
+                judge, fake, real, captions, text.pooled, seed=options.seed,
+                about={**about, "text": built.config.text.encoder},
+            )  # fmt: skip
+            if split == "train":
+                scores += [replace(one, name=f"{one.name}/seen") for one in found]
+                continue
+            scores += found
+            scores += quality_scores(
+                fake, real, asked["train"][1], name=options.extractor, about=about, evaluator=judge,
+                device=world.device, seed=options.seed,
+            )  # fmt: skip
+            probe = condition.index(slice(0, SENSITIVITY_ROWS))
+            for one in condition_sensitivity(system, probe, seed=options.seed):
+                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+        return scores
+
+
+def check_place(built: Built) -> None:
+    """Raises ConfigError where nothing says where to draw."""
+    if built.spec.boxes is None and built.spec.keypoints is None:
+        raise ConfigError(
+            "the task layout2image needs boxes or keypoints; the system gets "
+            f"{', '.join(built.spec.given) or 'no condition'}. Take one of them off data.ignore"
+        )
+
+
+def places(condition: Condition) -> Condition:
+    """Each row len(STRIP) times, its first box put in each place of the strip and its others taken away."""
+    rows = condition.repeat(len(STRIP))
+    boxes = rows.boxes
+    assert boxes is not None
+    corners = torch.tensor(STRIP).repeat(len(condition), 1)
+    xyxy, valid = torch.zeros_like(boxes.xyxy), torch.zeros_like(boxes.valid)
+    xyxy[:, 0], valid[:, 0] = torch.cat([corners, corners + HALF], dim=1).to(xyxy), True
+    present = {**rows.present, "boxes": torch.ones_like(valid[:, 0])}
+    return replace(rows, boxes=Boxes(xyxy, valid, boxes.label), present=present)
