@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 SENSITIVITY_ROWS = 16
+KID_ROWS = 4  # with fewer held-out pairs there is no KID
 
 
 class Image2Image(Task):
@@ -48,6 +49,11 @@ class Image2Image(Task):
         train_data, test_data = built.train_data, built.test_data
         if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
             return ()
+        if len(test_data) < 2:
+            raise ConfigError(
+                f"{len(test_data)} held-out pairs are too few to score; give data.root a test or val folder of at "
+                "least 2, or set eval.split=train where scores do not matter"
+            )
         seen = max(1, min(self.grid_rows // 2, len(train_data)))
         held = max(1, min(self.grid_rows - seen, len(test_data)))
         seen_condition, seen_real = rows_of(built, train_data, seen, seed=0)
@@ -79,13 +85,11 @@ class Image2Image(Task):
         """Held-out sources, each once, at most eval.num_samples of them."""
         data, train_data = built.test_data, built.train_data
         assert isinstance(data, RowDataset) and isinstance(train_data, RowDataset)
-        count = min(options.num_samples, len(data))
-        if count < 4:
-            raise ConfigError(
-                f"{count} held-out pairs are too few to score; give at least 4 (eval.num_samples, or the test split)"
-            )
+        count = max(2, min(options.num_samples, len(data)))
         condition, real = rows_of(built, data, count, seed=options.seed)
-        _, seen = rows_of(built, train_data, max(4, min(options.num_samples, len(train_data))), seed=options.seed)
+        _, seen = rows_of(
+            built, train_data, max(KID_ROWS, min(options.num_samples, len(train_data))), seed=options.seed
+        )
         fake = sample_over(
             world, system, condition, seed=options.seed, ids=list(range(count)), batch_size=options.batch_size
         )
@@ -93,9 +97,10 @@ class Image2Image(Task):
         assert condition.image is not None
         source = resize(condition.image.pixels, (real.shape[-2], real.shape[-1]))
         scores = paired_scores(fake, real, source, seen, about=about, seed=options.seed)
-        scores += quality_scores(
-            fake, real, seen, name=options.extractor, about=about, device=world.device, seed=options.seed
-        )
+        if count >= KID_ROWS:
+            scores += quality_scores(
+                fake, real, seen, name=options.extractor, about=about, device=world.device, seed=options.seed
+            )
         probe = condition.index(slice(0, SENSITIVITY_ROWS))
         for one in condition_sensitivity(system, probe, seed=options.seed):
             scores += one.scores(seed=options.seed, rows=len(probe), about=about)

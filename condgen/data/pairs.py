@@ -32,6 +32,7 @@ from condgen.types import ConditionSpec, ImageSpec, Sample, TargetSpec
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 PROBED = 32  # pairs whose headers are read to learn channels and to find what is wrong with all of them
 NAMED = 5  # names in one message
+HELD_OUT = 2  # pairs that are held out at least, from 4 pairs on
 PUBLISHED_JITTER = 286 / 256
 
 
@@ -303,7 +304,9 @@ def _choose(everything: Mapping[str, list[Pair]], split: str, holdout: float) ->
         return everything[name]
     pairs = everything[""]
     limit = holdout * 2**63
-    held = [rng.derive("pairs", "split", pair.key) < limit for pair in pairs]
-    if holdout > 0 and len(pairs) > 1 and not any(held):
-        held[min(range(len(pairs)), key=lambda i: rng.derive("pairs", "split", pairs[i].key))] = True
+    numbers = [rng.derive("pairs", "split", pair.key) for pair in pairs]
+    held = [number < limit for number in numbers]
+    if holdout > 0 and len(pairs) >= 2 * HELD_OUT:  # a small folder must be scorable as well
+        for at in sorted(range(len(pairs)), key=numbers.__getitem__)[:HELD_OUT]:
+            held[at] = True
     return [pair for pair, out in zip(pairs, held, strict=True) if out == (split != "train")]

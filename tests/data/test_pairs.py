@@ -82,8 +82,8 @@ def test_without_split_folders_a_hash_splits_and_no_pair_is_in_both(tmp_path):
     train, test = (pairs(tmp_path, split=s) for s in ("train", "test"))
     keys = [{d.key(i) for i in range(len(d))} for d in (train, test)]
     assert not keys[0] & keys[1] and len(keys[0] | keys[1]) == 40 and 1 <= len(test) <= 12
-    few = two_folders(tmp_path / "few", ["x", "y", "z"])
-    assert len(pairs(few, split="test")) >= 1  # a small folder can be scored
+    few = two_folders(tmp_path / "few", ["w", "x", "y", "z"])
+    assert len(pairs(few, split="test")) == 2 == len(pairs(few, split="train"))  # a small folder can be scored
 
 
 def test_grey_source_and_16_bits(tmp_path):
