@@ -49,6 +49,7 @@ class Header:
     height: int
     channels: int  # 1 or 3; alpha is not counted
     deep: bool  # more than 8 bits: decodes to float32
+    palette: bool = False  # pixels are numbers of colours in a table
 
 
 def read_header(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -58,7 +59,8 @@ def read_header(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         # getexif of a PNG decodes its pixels, to find a block after them; only one before them counts here
         turned = not (image.format == "PNG" and "exif" not in image.info) and _orientation(image.getexif) >= 5
         grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") or "LA;16B" in _raw_modes(image)
-        return Header(*((height, width) if turned else (width, height)), 1 if grey else 3, _is_deep(image))
+        size = (height, width) if turned else (width, height)
+        return Header(*size, 1 if grey else 3, _is_deep(image), image.mode in ("P", "PA"))
 
 
 def decode_image(

@@ -1,0 +1,115 @@
+"""A picture -> another picture of the same thing. Scored by L1, PSNR, SSIM, input recovery, KID and sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from condgen import rng
+from condgen.conditions.image import resize
+from condgen.data.base import RowDataset, collate
+from condgen.engine.drawing import draw_grid
+from condgen.engine.sample import sample_over, sample_rows
+from condgen.engine.trainer import Hook
+from condgen.errors import ConfigError
+from condgen.metrics.paired import paired_scores
+from condgen.metrics.quality import quality_scores
+from condgen.metrics.score import Score
+from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.systems.base import System
+from condgen.task import Task
+from condgen.types import Condition
+
+if TYPE_CHECKING:
+    from condgen.build import Built
+    from condgen.engine.log import Log
+    from condgen.engine.run import RunFolder
+    from condgen.engine.world import World
+
+COLUMNS = 3
+SENSITIVITY_ROWS = 16
+KID_ROWS = 4  # with fewer held-out pairs there is no KID
+
+
+class Image2Image(Task):
+    """The sample grid shows source, real picture and samples; half its rows were trained on, half are held out.
+
+    grid_rows   rows of the sample grid
+    """
+
+    conditions: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(self, *, grid_rows: int = 8) -> None:
+        self.grid_rows = grid_rows
+
+    def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
+        train_data, test_data = built.train_data, built.test_data
+        if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
+            return ()
+        if len(test_data) < 2:
+            raise ConfigError(
+                f"{len(test_data)} held-out pairs are too few to score; give data.root a test or val folder of at "
+                "least 2, or set eval.split=train where scores do not matter"
+            )
+        seen = max(1, min(self.grid_rows // 2, len(train_data)))
+        held = max(1, min(self.grid_rows - seen, len(test_data)))
+        seen_condition, seen_real = rows_of(built, train_data, seen, seed=0)
+        held_condition, held_real = rows_of(built, test_data, held, seed=0)
+        shown, real = Condition.cat([seen_condition, held_condition]), torch.cat([seen_real, held_real])
+        probe, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
+
+        def draw(system: System, step: int) -> None:
+            pixels = sample_rows(system, shown.repeat(COLUMNS), seed=0, ids=list(range(COLUMNS)) * len(shown))
+            grid = draw_grid(
+                pixels.view(len(shown), COLUMNS, *pixels.shape[1:]),
+                shown,
+                real=real,
+                title=f"step {step}: {seen} sources of the training split, {held} held out",
+                attribution=train_data.attribution,
+            )
+            log.media(step, "grid", grid)
+
+        def sensitivity(system: System, step: int) -> Mapping[str, float]:
+            measured = condition_sensitivity(system, probe)
+            require_sensitive(measured)
+            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
+
+        every = built.options.sample_every
+        hooks = [Hook("grid", every, draw)]
+        return [*hooks, Hook("sensitivity", every, sensitivity)] if len(probe) > 1 else hooks
+
+    def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
+        """Held-out sources, each once, at most eval.num_samples of them."""
+        data, train_data = built.test_data, built.train_data
+        assert isinstance(data, RowDataset) and isinstance(train_data, RowDataset)
+        count = max(2, min(options.num_samples, len(data)))
+        condition, real = rows_of(built, data, count, seed=options.seed)
+        _, seen = rows_of(
+            built, train_data, max(KID_ROWS, min(options.num_samples, len(train_data))), seed=options.seed
+        )
+        fake = sample_over(
+            world, system, condition, seed=options.seed, ids=list(range(count)), batch_size=options.batch_size
+        )
+        about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
+        assert condition.image is not None
+        source = resize(condition.image.pixels, (real.shape[-2], real.shape[-1]))
+        scores = paired_scores(fake, real, source, seen, about=about, seed=options.seed)
+        if count >= KID_ROWS:
+            scores += quality_scores(
+                fake, real, seen, name=options.extractor, about=about, device=world.device, seed=options.seed
+            )
+        probe = condition.index(slice(0, SENSITIVITY_ROWS))
+        for one in condition_sensitivity(system, probe, seed=options.seed):
+            scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+        return scores
+
+
+def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor]:
+    """Conditions and real pictures (n, C, H, W) in [-1, 1] of `count` rows drawn by seed, as they are."""
+    order = rng.permutation(len(data), seed, "scored rows").tolist()
+    rows = [order[i % len(order)] for i in range(count)]
+    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
+    return batch.condition, batch.target
