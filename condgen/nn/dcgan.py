@@ -32,7 +32,7 @@ DCGAN_WIDTH = 64
 
 def initialise(module: nn.Module) -> None:
     """Weights N(0, 0.02) and biases 0, linear layers included; batch norm weight N(1, 0.02)."""
-    reed.initialise(module)
+    initialise(module)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from condgen.nn import spatial
 from condgen.nn.gawwn_parts import Trunk, down, grid_of, head, paint, starts, up
-from condgen.nn.reed import Bottleneck, initialise, leaky, relu
+from condgen.nn.initialise import initialise
+from condgen.nn.reed import Bottleneck, leaky, relu
 
 
 class Generator(nn.Module):

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen.nn.gawwn_parts import Trunk, down, grid_of, head, paint, starts, up
-from condgen.nn.reed import Bottleneck, initialise, leaky, relu
+from condgen.nn.initialise import initialise
+from condgen.nn.reed import Bottleneck, leaky, relu
 
 
 class Generator(nn.Module):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condgen.nn.reed import add_spectral_norm, leaky
+from condgen.nn.initialise import add_spectral_norm
+from condgen.nn.reed import leaky
 
 
 def whiten(vector: Tensor) -> Tensor:

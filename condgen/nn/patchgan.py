@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from condgen.nn.reed import add_spectral_norm, initialise
+from condgen.nn.initialise import add_spectral_norm, initialise
 from condgen.nn.unet import NormKind, normalisation
 
 Patch = Literal[1, 16, 34, 70, 142, 286]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condgen.nn.reed import initialise
+from condgen.nn.initialise import initialise
 
 NormKind = Literal["batch", "instance"]
 Statistics = Literal["image", "running"]

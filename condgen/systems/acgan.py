@@ -18,7 +18,7 @@ from condgen.errors import ConfigError, ShapeError
 from condgen.losses.adversarial import AdversarialLoss, fake_loss, generator_loss, real_loss
 from condgen.nn import dcgan
 from condgen.nn.diffaugment import diffaugment
-from condgen.nn.reed import add_spectral_norm
+from condgen.nn.initialise import add_spectral_norm
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, System

@@ -21,7 +21,7 @@ from condgen.nn import gawwn_box, gawwn_keypoints
 from condgen.nn.diffaugment import diffaugment
 from condgen.nn.gawwn_parts import grid_of, without_batch_norm
 from condgen.nn.matching import whiten
-from condgen.nn.reed import add_spectral_norm
+from condgen.nn.initialise import add_spectral_norm
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, System

@@ -17,7 +17,8 @@ from condgen.conditions.stack import ConditionStack
 from condgen.errors import ConfigError
 from condgen.losses.adversarial import AdversarialLoss, fake_loss, generator_loss, real_loss
 from condgen.nn.matching import whiten
-from condgen.nn.reed import initialise, leaky, relu
+from condgen.nn.initialise import initialise
+from condgen.nn.reed import leaky, relu
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, Trainable
