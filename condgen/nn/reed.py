@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrum
 
+from condgen.errors import ShapeError
+
 
 def initialise(module: nn.Module) -> None:
     """DCGAN: convolutions N(0, 0.02) with bias 0, batch norm weight N(1, 0.02); linear layers keep the default."""
@@ -23,6 +25,12 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def expect_two_rows(rows: int) -> None:
+    """Batch norm of 1 x 1 maps or vectors has no spread over one row. Raises ShapeError."""
+    if rows < 2:
+        raise ShapeError(f"training with batch norm needs at least 2 rows a batch; got {rows}. Set train.batch_size=2")
 
 
 class Bottleneck(nn.Module):
