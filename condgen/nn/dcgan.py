@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from condgen.errors import ConfigError
 from condgen.nn import reed
+from condgen.nn.initialise import initialise
 
 ACGAN_GENERATOR = {  # side -> (start side, widths); the last doubling goes to pixels
     16: (4, (384, 192)),
@@ -30,7 +31,7 @@ ACGAN_DISCRIMINATOR = (16, 32, 64, 128, 256, 512)
 DCGAN_WIDTH = 64
 
 
-def initialise(module: nn.Module) -> None:
+def initialise_all(module: nn.Module) -> None:
     """Weights N(0, 0.02) and biases 0, linear layers included; batch norm weight N(1, 0.02)."""
     initialise(module)
     if isinstance(module, nn.Linear):
@@ -70,7 +71,7 @@ def generator(architecture: str, inputs: int, side: int, channels: int, scale: f
             layers += [nn.BatchNorm2d(before), reed.relu(), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
         layers += [nn.BatchNorm2d(widths[-1]), reed.relu()]
         layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1, bias=False), nn.Tanh()]
-    return nn.Sequential(*layers).apply(initialise)
+    return nn.Sequential(*layers).apply(initialise_all)
 
 
 def trunk(
@@ -101,7 +102,7 @@ def trunk(
             layers += [ActivationNoise(activation_noise)] if activation_noise else []
             layers += [nn.Dropout(dropout)] if dropout else []
         before = after
-    return nn.Sequential(*layers).apply(initialise)
+    return nn.Sequential(*layers).apply(initialise_all)
 
 
 def head(architecture: str, body: nn.Sequential, side: int, outputs: int) -> nn.Module:
@@ -111,7 +112,7 @@ def head(architecture: str, body: nn.Sequential, side: int, outputs: int) -> nn.
         last = nn.Sequential(nn.Flatten(), nn.Linear(features(body) * (side // 8) ** 2, outputs))
     else:
         last = nn.Conv2d(features(body), outputs, 4, bias=False)
-    return last.apply(initialise)
+    return last.apply(initialise_all)
 
 
 def features(body: nn.Sequential) -> int:

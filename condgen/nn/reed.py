@@ -12,7 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from condgen.errors import ShapeError
 from condgen.nn.initialise import add_spectral_norm, initialise
+
+
+def expect_two_rows(rows: int) -> None:
+    """Batch norm of 1 x 1 maps or vectors has no spread over one row. Raises ShapeError."""
+    if rows < 2:
+        raise ShapeError(f"training with batch norm needs at least 2 rows a batch; got {rows}. Set train.batch_size=2")
 
 
 class Bottleneck(nn.Module):

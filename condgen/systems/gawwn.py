@@ -20,8 +20,9 @@ from condgen.losses.adversarial import AdversarialLoss, fake_loss, generator_los
 from condgen.nn import gawwn_box, gawwn_keypoints
 from condgen.nn.diffaugment import diffaugment
 from condgen.nn.gawwn_parts import grid_of, without_batch_norm
-from condgen.nn.matching import whiten
 from condgen.nn.initialise import add_spectral_norm
+from condgen.nn.matching import whiten
+from condgen.nn.reed import expect_two_rows
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, System
@@ -117,6 +118,7 @@ class Gawwn(System):
     def discriminator_loss(self, batch: Batch, random: StepRandom) -> Losses:
         """-log D(x, p, t) - w log(1 - D(x, p, t')) - (1 - w) log(1 - D(G(z, p, t), p, t)), p the place, t' words
         of another row. Three passes, so that D's batch norm sees one kind of pair at a time, as released."""
+        expect_two_rows(len(batch))
         condition = batch.condition
         with torch.no_grad():
             fake = self.generator(random.randn(*self.noise_shape), condition)
@@ -133,6 +135,7 @@ class Gawwn(System):
 
     def generator_loss(self, batch: Batch, random: StepRandom) -> Losses:
         """-log D(G(z, p, t), p, t)."""
+        expect_two_rows(len(batch))
         fake = self.generator(random.randn(*self.noise_shape), batch.condition)
         return {"loss": generator_loss(self._judge(fake, batch.condition, random), self.loss)}
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from condgen.conditions.stack import ConditionStack
 from condgen.errors import ConfigError
 from condgen.losses.adversarial import AdversarialLoss, fake_loss, generator_loss, real_loss
-from condgen.nn.matching import whiten
 from condgen.nn.initialise import initialise
-from condgen.nn.reed import leaky, relu
+from condgen.nn.matching import whiten
+from condgen.nn.reed import expect_two_rows, leaky, relu
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, Trainable
@@ -71,6 +71,7 @@ class KeypointGan(Trainable):
 
     def discriminator_loss(self, batch: Batch, random: StepRandom) -> Losses:
         """-log D(k, t) - log(1 - D(G(z, t, k~), t)), k~ the points that the drop left."""
+        expect_two_rows(len(batch))
         real = as_triples(batch.condition)
         with torch.no_grad():
             fake = self._completed(real, batch.condition, random)
@@ -82,6 +83,7 @@ class KeypointGan(Trainable):
 
     def generator_loss(self, batch: Batch, random: StepRandom) -> Losses:
         """-log D(G(z, t, k~), t)."""
+        expect_two_rows(len(batch))
         fake = self._completed(as_triples(batch.condition), batch.condition, random)
         return {"loss": generator_loss(self.discriminator(fake, batch.condition), self.loss)}
 
