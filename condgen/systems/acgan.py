@@ -198,7 +198,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.stack, self.trunk, self.head, self.match = stack, trunk, head, match
         if match is not None:
-            dcgan.initialise(match)
+            dcgan.initialise_all(match)
         if spectral_norm:
             for part in (trunk, head, match):
                 if part is not None:

@@ -85,8 +85,8 @@ def test_a_report_shows_curves_pictures_scores_and_facts(run):
     assert [len(page.all(tag)) for tag in ("svg", "img", "h1", "table")] == [3, 5, 1, 1]
     assert len(page.all("polyline")) == 4
     for word in (
-        "generator", "critic", "real", "fake", "learning rate", "grid, step 900", "grid, step 0", "r_precision", "0.4123",
-        "0.83",
+        "generator", "critic", "real", "fake", "learning rate", "grid, step 900", "grid, step 0", "r_precision",
+        "0.4123", "0.83",
         "rprec|n=500", "103.2", "higher", "lower", "name: gan_cls", "condgen train task=text2image", "torch", "done",
         "step 1000", "all steps done", CREDIT,
     ):  # fmt: skip
