@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from condgen.data.cache import cache_folder
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
+from condgen.errors import DataError
 from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
@@ -22,7 +24,7 @@ from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.systems.base import System
 from condgen.task import Task
-from condgen.types import Condition
+from condgen.types import Condition, Sample
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -91,8 +93,8 @@ class Text2Image(Task):
             fake = sample_rows(system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
             text = condition.text
             assert text is not None and text.pooled is not None
-            (one,) = retrieval_scores(judge, fake, real, captions, text.pooled, about={}, candidates=(10,))
-            return {one.name: one.value}
+            found = retrieval_scores(judge, fake, real, captions, text.pooled, about={}, candidates=(10,))
+            return {one.name: one.value for one in found}
 
         return Hook("validation", self.validate_every, run)
 
@@ -146,11 +148,20 @@ def evaluator_of(built: Built, device: torch.device) -> Evaluator:
 def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
     """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
 
-    With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
+    Rows that cannot be read or have no caption are left out. With fewer rows than asked for, rows are used again:
+    another sample is drawn for the same caption.
     """
-    order = rng.permutation(len(data), seed, "scored rows").tolist()
-    rows = [order[i % len(order)] for i in range(count)]
-    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
+    good: list[Sample] = []
+    for row in rng.permutation(len(data), seed, "scored rows").tolist():
+        with suppress(DataError):  # check-data says which ones, and why
+            sample = data.sample(row, None)
+            good += [sample] if sample.caption else []
+        if len(good) == count:
+            break
+    if not good:
+        raise DataError(f"none of {len(data)} rows has both a picture and a caption; run `condgen check-data`")
+    samples = [good[i % len(good)] for i in range(count)]
+    batch = built.prepare(collate(samples, built.spec)).as_float()
     text = batch.condition.text
     assert text is not None and text.strings is not None
     return batch.condition, batch.target, list(text.strings)

@@ -25,7 +25,7 @@ ALLOWED = ("eval.", "data.", "text.cache", "train.device", "train.precision")
 def main(words: Sequence[str]) -> int:
     parser = arguments.parser("evaluate", "Score a trained run; values are written to RUN/eval.", EPILOG)
     parser.add_argument("run", help="a run folder, such as runs/NAME")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="eval.* and data.* options")
+    parser.add_argument("words", nargs="*", default=[], metavar="key=value", help="eval.* and data.* options")
     parser.add_argument("--step", type=int, help="score this checkpoint instead of the newest")
     parser.add_argument("--best", action="store_true", help="score the checkpoint that train.best has kept")
     given = parser.parse_intermixed_args(words)

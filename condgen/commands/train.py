@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from condgen import config as configuration
 from condgen.commands import arguments, finish, launcher
 from condgen.config import Config
-from condgen.errors import CheckpointError, CondgenError, Stopped
+from condgen.errors import CheckpointError, CondgenError, ConfigError, Stopped
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -99,6 +99,7 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
     with contextlib.ExitStack() as stack:
         agreed(world, lambda: world.is_main and stack.enter_context(run.lock()) is None)
         start = find_checkpoint(built.config, run, world)
+        before = run.record()
         if world.is_main:
             run.write_config(built.config.record())
             run.write_command(launcher.typed())
@@ -108,6 +109,8 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         log = Log(run, trackers=built.config.launch.trackers, quiet=quiet, main=world.is_main)
         stack.callback(log.close)
         ending = _run(built, world, run, log, start)
+        if world.is_main and start and ending.code == ConfigError.exit_code and ending.step == start.step:
+            run.put_back(before)  # options that were refused must not stay as the run's own
     if world.is_main:
         run.status(ending.state, ending.code, ending.reason, ending.step)
         resume = shlex.join([*launcher.words("train", processes=world.world), f"train.resume={run.path}"])
