@@ -16,7 +16,7 @@ from condgen.data.cache import cache_folder
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
-from condgen.errors import DataError
+from condgen.errors import ConfigError, DataError
 from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
@@ -52,6 +52,11 @@ class Text2Image(Task):
         train_data, test_data = built.train_data, built.test_data
         if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
             return ()
+        if built.spec.text is not None and not built.spec.text.pooled:
+            raise ConfigError(
+                f"text.encoder={built.config.text.encoder} gives only tokens, and the scores of text2image need one vector "
+                "per sentence; choose minilm, or char_cnn_rnn:<run of task=text_embedding>"
+            )
         every = built.options.sample_every
         seen = max(1, min(self.grid_rows // 2, len(train_data)))
         held = max(1, min(self.grid_rows - seen, len(test_data)))

@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
         built = main_first(world, lambda: build(config))
         if not built.can_score:
             raise ConfigError(
-                f"{config.data_name} is a stream; scores read rows by number. Use data=folder, for example"
+                f"{config.data_name} is a stream, and scores read rows by number: runs on streams are not scored"
             )
         main_first(world, built.fill_captions)
         newest = agreed(world, lambda: chosen_step(store, given.step, given.best))

@@ -45,7 +45,7 @@ def finish(built: Built, world: World, run: RunFolder, log: Log) -> None:
         log.text("scoring ...")
         scores = score(built, world, run, checkpoint.step)
     else:
-        log.text("no scores: a stream has no rows by number; use condgen evaluate with data of another layout")
+        log.text("no scores: a stream has no rows by number")
     if world.is_main:
         report = write_report(run)
         log.text(closing(run, report, scores, built, checkpoint.step))
@@ -136,7 +136,7 @@ def closing(run: RunFolder, report: Path, scores: Sequence[Score], built: Built,
     lines += [f"report       {report}", "", score_table(scores), "", "next:"]
     if isinstance(built.system, System):
         lines += [f"  {_start('sample')} {run.path} {example(built)} --num 8 -o grid.png"]
-    lines += [f"  {_start('evaluate')} {run.path}"]
+    lines += [f"  {_start('evaluate')} {run.path}"] if built.can_score else []
     longer = "" if step < built.options.steps else f" train.steps={2 * step}"
     lines += [f"  {_start('train')} train.resume={run.path}{longer}"]
     if built.train_data.attribution:
@@ -162,6 +162,8 @@ def example(built: Built) -> str:
         flags.append("--keypoints points.json")
     if spec.image is not None:
         flags.append("--image picture.png")
+    if spec.frames is not None:
+        flags.append("--frames " + " ".join(f"{i}.png" for i in range(spec.frames.frames)))
     return " ".join(flags)
 
 
