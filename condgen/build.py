@@ -115,6 +115,12 @@ def match(config: Config, cls: type[Trainable], task: Task, provided: ConditionS
                 raise ConfigError(f"{who} needs {name}; {has}. Choose another data set: `condgen list` shows them")
             if getattr(spec, name) is None:
                 raise ConfigError(f"{who} needs {name}, but data.ignore={_list(config)} leaves it out; {has}")
+    lost = [name for name in spec.given if cls.reads is not None and name not in cls.reads]
+    if lost:
+        raise ConfigError(
+            f"{config.system_name} does not use {' or '.join(lost)}, and {has}; "
+            f"set data.ignore=[{','.join([*config.data_options.ignore, *lost])}] to leave it out on purpose"
+        )
     try:
         assign_forms(spec, cls.consumes)
     except ConfigError as error:

@@ -54,7 +54,7 @@ class Text2Image(Task):
             return ()
         if built.spec.text is not None and not built.spec.text.pooled:
             raise ConfigError(
-                f"text.encoder={built.config.text.encoder} gives only tokens, and the scores of text2image need one vector "
+                f"text.encoder={built.config.text.encoder} gives only tokens, and the scores need one vector "
                 "per sentence; choose minilm, or char_cnn_rnn:<run of task=text_embedding>"
             )
         every = built.options.sample_every
@@ -122,6 +122,8 @@ class Text2Image(Task):
                 judge, fake, real, captions, text.pooled, seed=options.seed,
                 about={**about, "text": built.config.text.encoder},
             )  # fmt: skip
+            if not found and world.is_main:
+                print(f"no R-precision on {split}: it needs 10 different captions, and there are {len(set(captions))}")
             if split == "train":
                 scores += [replace(one, name=f"{one.name}/seen") for one in found]
                 continue
