@@ -86,7 +86,7 @@ class GanCls(System):
         if interp_weight > 0 and text is not None and text.tokens and not text.pooled:
             raise ConfigError(
                 f"system.interp_weight={interp_weight:g} mixes pooled text; the encoder gives only tokens; "
-                "choose another text.encoder (minilm, or char_cnn_rnn:<run of task=text_embedding>), or system.interp_weight=0"
+                "choose minilm or char_cnn_rnn:<run of task=text_embedding>, or system.interp_weight=0"
             )
         side = _side(target)
         self.noise_dim, self.cls_weight, self.interp_weight, self.interp_beta = (
