@@ -16,7 +16,7 @@ from condgen.conditions.stack import assign_forms
 from condgen.config import Config
 from condgen.config.schema import suggest
 from condgen.data.base import BatchDataset, DataSource, RowDataset, StreamBatches, batched
-from condgen.errors import ConfigError
+from condgen.errors import ConfigError, DataError
 from condgen.systems.base import Trainable
 from condgen.task import Task
 from condgen.types import Batch, ConditionSpec, TargetSpec
@@ -94,7 +94,7 @@ def build(config: Config) -> Built:
     return Built(
         system=system,
         train_data=train_data,
-        test_data=_data(config, config.eval.split),
+        test_data=_scored_data(config),
         spec=spec,
         target=train_data.target,
         encoder=encoder,
@@ -119,6 +119,12 @@ def match(config: Config, cls: type[Trainable], task: Task, provided: ConditionS
         raise ConfigError(
             f"{config.system_name} needs {' or '.join(cls.needs_one_of)}; {has}, less data.ignore={_list(config)}"
         )
+    lost = [name for name in spec.given if cls.reads is not None and name not in cls.reads]
+    if lost:
+        raise ConfigError(
+            f"{config.system_name} does not use {' or '.join(lost)}, and {has}; "
+            f"set data.ignore=[{','.join([*config.data_options.ignore, *lost])}] to leave it out on purpose"
+        )
     try:
         assign_forms(spec, cls.consumes)
     except ConfigError as error:
@@ -140,6 +146,20 @@ def check_phases(config: Config, system: Trainable) -> None:
 def _data(config: Config, split: str) -> DataSource:
     cls: Any = registry.load("data", config.data_name, DataSource)
     made: DataSource = cls(split=split, **config.data)
+    return made
+
+
+def _scored_data(config: Config) -> DataSource:
+    split = config.eval.split
+    try:
+        made = _data(config, split)
+    except ConfigError as error:
+        raise ConfigError(f"eval.split={split}: {error}") from None
+    if isinstance(made, RowDataset) and len(made) == 0:
+        raise DataError(
+            f"there are no rows to score: eval.split={split} of {config.data_name} is empty. "
+            "Raise data.holdout where the data set has it, or score what was trained on: eval.split=train"
+        )
     return made
 
 

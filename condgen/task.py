@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 from condgen import rng
 from condgen.data.base import RowDataset, collate
 from condgen.data.cache import cache_folder
+from condgen.errors import DataError
 from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.score import Score
 from condgen.systems.base import System
-from condgen.types import Condition
+from condgen.types import Condition, Sample
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -69,11 +71,21 @@ def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[C
     """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
     No captions where the system gets no text.
 
-    With fewer rows than asked for, rows are used again: another sample is drawn for the same caption.
+    Rows that cannot be read are left out, and so are those without a caption where the system gets text. With fewer
+    rows than asked for, rows are used again: another sample is drawn for the same caption.
     """
-    order = rng.permutation(len(data), seed, "scored rows").tolist()
-    rows = [order[i % len(order)] for i in range(count)]
-    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
+    good: list[Sample] = []
+    for row in rng.permutation(len(data), seed, "scored rows").tolist():
+        with suppress(DataError):  # check-data says which ones, and why
+            sample = data.sample(row, None)
+            good += [sample] if sample.caption or built.spec.text is None else []
+        if len(good) == count:
+            break
+    if not good:
+        needed = "a picture" if built.spec.text is None else "a picture and a caption"
+        raise DataError(f"none of {len(data)} rows has {needed}; run `condgen check-data`")
+    samples = [good[i % len(good)] for i in range(count)]
+    batch = built.prepare(collate(samples, built.spec)).as_float()
     text = batch.condition.text
     captions = [] if text is None or text.strings is None else list(text.strings)
     return batch.condition, batch.target, captions

@@ -12,6 +12,7 @@ from condgen.data.base import RowDataset
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
+from condgen.errors import ConfigError
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
@@ -46,6 +47,11 @@ class Text2Image(Task):
         train_data, test_data = built.train_data, built.test_data
         if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
             return ()
+        if built.spec.text is not None and not built.spec.text.pooled:
+            raise ConfigError(
+                f"text.encoder={built.config.text.encoder} gives only tokens, and the scores need one vector "
+                "per sentence; choose minilm, or char_cnn_rnn:<run of task=text_embedding>"
+            )
         every = built.options.sample_every
         seen = max(1, min(self.grid_rows // 2, len(train_data)))
         held = max(1, min(self.grid_rows - seen, len(test_data)))
@@ -87,8 +93,8 @@ class Text2Image(Task):
             fake = sample_rows(system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
             text = condition.text
             assert text is not None and text.pooled is not None
-            (one,) = retrieval_scores(judge, fake, real, captions, text.pooled, about={}, candidates=(10,))
-            return {one.name: one.value}
+            found = retrieval_scores(judge, fake, real, captions, text.pooled, about={}, candidates=(10,))
+            return {one.name: one.value for one in found}
 
         return Hook("validation", self.validate_every, run)
 
@@ -111,6 +117,8 @@ class Text2Image(Task):
                 judge, fake, real, captions, text.pooled, seed=options.seed,
                 about={**about, "text": built.config.text.encoder},
             )  # fmt: skip
+            if not found and world.is_main:
+                print(f"no R-precision on {split}: it needs 10 different captions, and there are {len(set(captions))}")
             if split == "train":
                 scores += [replace(one, name=f"{one.name}/seen") for one in found]
                 continue

@@ -30,7 +30,8 @@ def toy(*words: str) -> config.Config:
 
 def system_class(**attributes: tuple[str, ...]) -> type[Trainable]:
     """Only what matching reads."""
-    return SimpleNamespace(**{"consumes": ("vector",), "requires": (), "needs_one_of": (), **attributes})  # type: ignore[return-value]
+    plain = {"consumes": ("vector",), "requires": (), "needs_one_of": (), "reads": None}
+    return SimpleNamespace(**{**plain, **attributes})  # type: ignore[return-value]
 
 
 TASK: Task = SimpleNamespace(conditions=("label",))  # type: ignore[assignment]
@@ -98,6 +99,14 @@ def test_a_field_that_the_system_would_lose() -> None:
         match(toy(), system_class(consumes=("temporal",)), NO_TASK, replace(provided, label=None))
     with pytest.raises(ConfigError, match="no condition"):
         match(toy(), system_class(consumes=()), TASK, provided)
+
+
+def test_a_field_that_the_system_never_reads() -> None:
+    words = ("task=text_embedding", "system.preset=tiny", "text.cache=memory")
+    with pytest.raises(
+        ConfigError, match=r"does not use boxes or keypoints or image.*data.ignore=\[boxes,keypoints,image"
+    ):
+        build(config.load([*words, "data.ignore=[]"]))
 
 
 def test_ignoring_more_than_there_is_is_harmless() -> None:

@@ -103,6 +103,16 @@ def test_resume_by_folder_latest_step_and_checkpoint(capsys: pytest.CaptureFixtu
     assert "not a run folder" in said(capsys, *words, f"train.resume={TOY}", code=2)
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "train", "task=toy_task", "train.steps=4", "--quiet")
+    before = {name: (Path("runs") / NAME / name).read_text() for name in ("config.yaml", "command.txt", "system.json")}
+    for word in ("train.steps=2", "system.width=9"):
+        said(capsys, "train", f"train.resume=runs/{NAME}", word, code=2)
+        assert before == {name: (Path("runs") / NAME / name).read_text() for name in before}
+    text = said(capsys, "train", f"train.resume=runs/{NAME}", "train.steps=5")
+    assert "warning" not in text and "train.steps=10" in text
+
+
 def test_resume_from_a_folder_brings_its_configuration(run: Path) -> None:
     made = train_command.load([f"train.resume={run}", "train.log_every=3"], [])
     assert made.task == "toy_task" and made.train.log_every == 3

@@ -298,6 +298,13 @@ def test_each_option_without_effect_and_what_gives_it_one(word: str, wanted: str
 # schemas
 
 
+def test_a_resolved_file_repeats_values_without_warnings(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(toy().to_yaml())
+    assert toy(files=(file,)).warnings == ()
+    assert "text.length" in toy("text.length=7", files=(file,)).warnings[0]
+
+
 def test_engine_refusals_become_configuration_errors() -> None:
     assert "ema_decay" in problems("train.ema_decay=1")  # within the closed bounds, refused by TrainOptions itself
 

@@ -66,7 +66,7 @@ def cells() -> list[tuple[str, tuple[str, ...]]]:
     """(system, fields) for every field, and pair of fields, whose kind can produce a form that the system takes."""
     found = []
     for name, cls in classes().items():
-        fits = [f for f in SPECS if set(kind_class(f).forms) & set(cls.consumes)]
+        fits = [f for f in SPECS if set(kind_class(f).forms) & set(cls.consumes) and f in (cls.reads or SPECS)]
         wanted = [(f,) for f in fits] + [pair for pair in PAIRS if set(pair) <= set(fits)]
         for fields in wanted:
             full = needed(cls, fields)

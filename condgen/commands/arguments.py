@@ -21,7 +21,9 @@ def parser(command: str, description: str, epilog: str = "") -> argparse.Argumen
 
 
 def add_configuration(to: argparse.ArgumentParser) -> None:
-    to.add_argument("words", nargs="*", metavar="key=value", help="task=, system=, data= choose; dotted keys set")
+    to.add_argument(
+        "words", nargs="*", default=[], metavar="key=value", help="task=, system=, data= choose; dotted keys set"
+    )
     to.add_argument("--config", action="append", default=[], metavar="FILE", help="yaml read before the words")
     to.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     to.add_argument("--explain", metavar="KEY", help="say which file set KEY (such as train.steps, or optim) and stop")

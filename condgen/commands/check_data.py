@@ -20,7 +20,7 @@ examples:
 
 def main(words: Sequence[str]) -> int:
     parser = arguments.parser("check-data", "Read every row of a data set and say what is wrong.", EPILOG)
-    parser.add_argument("words", nargs="*", metavar="key=value", help="data=NAME and data.* options")
+    parser.add_argument("words", nargs="*", default=[], metavar="key=value", help="data=NAME and data.* options")
     parser.add_argument("--split", default="train", help="train (the default), val or test")
     parser.add_argument("--against", default="test", help="a split that must not share rows with it (test); none = off")
     parser.add_argument("--limit", type=int, help="rows to read; the default is all")

@@ -25,7 +25,7 @@ ALLOWED = ("eval.", "data.", "text.cache", "train.device", "train.precision")
 def main(words: Sequence[str]) -> int:
     parser = arguments.parser("evaluate", "Score a trained run; values are written to RUN/eval.", EPILOG)
     parser.add_argument("run", help="a run folder, such as runs/NAME")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="eval.* and data.* options")
+    parser.add_argument("words", nargs="*", default=[], metavar="key=value", help="eval.* and data.* options")
     parser.add_argument("--step", type=int, help="score this checkpoint instead of the newest")
     parser.add_argument("--best", action="store_true", help="score the checkpoint that train.best has kept")
     given = parser.parse_intermixed_args(words)
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
         built = main_first(world, lambda: build(config))
         if not built.can_score:
             raise ConfigError(
-                f"{config.data_name} is a stream; scores read rows by number. Use data=folder, for example"
+                f"{config.data_name} is a stream, and scores read rows by number: runs on streams are not scored"
             )
         main_first(world, built.fill_captions)
         newest = agreed(world, lambda: chosen_step(store, given.step, given.best))

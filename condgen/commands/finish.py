@@ -45,11 +45,11 @@ def finish(built: Built, world: World, run: RunFolder, log: Log) -> None:
         log.text("scoring ...")
         scores = score(built, world, run, checkpoint.step)
     else:
-        log.text("no scores: a stream has no rows by number; use condgen evaluate with data of another layout")
+        log.text("no scores: a stream has no rows by number")
     if world.is_main:
         run.status("done", 0, "done", checkpoint.step)  # the report shows it
         report = write_report(run)
-        log.text(closing(run, report, scores, built))
+        log.text(closing(run, report, scores, built, checkpoint.step))
 
 
 def averaged(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def _better(one: Score) -> str:
     return "higher" if one.higher_is_better else "lower"
 
 
-def closing(run: RunFolder, report: Path, scores: Sequence[Score], built: Built) -> str:
+def closing(run: RunFolder, report: Path, scores: Sequence[Score], built: Built, step: int) -> str:
     """What a user reads at the end: where things are, how good they are, what to type next."""
     grids = sorted(run.samples.glob("*.png"))
     lines = ["", f"run folder   {run.path}"]
@@ -137,8 +137,9 @@ def closing(run: RunFolder, report: Path, scores: Sequence[Score], built: Built)
     lines += [f"report       {report}", "", score_table(scores), "", "next:"]
     if isinstance(built.system, System):
         lines += [f"  {_start('sample')} {run.path} {example(built)} --num 8 -o grid.png"]
-    lines += [f"  {_start('evaluate')} {run.path}"]
-    lines += [f"  {_start('train')} train.resume={run.path} train.steps={2 * built.options.steps}"]
+    lines += [f"  {_start('evaluate')} {run.path}"] if built.can_score else []
+    longer = "" if step < built.options.steps else f" train.steps={2 * step}"
+    lines += [f"  {_start('train')} train.resume={run.path}{longer}"]
     if built.train_data.attribution:
         lines += ["", built.train_data.attribution]
     return "\n".join(lines)
@@ -162,6 +163,8 @@ def example(built: Built) -> str:
         flags.append("--keypoints points.json")
     if spec.image is not None:
         flags.append("--image picture.png")
+    if spec.frames is not None:
+        flags.append("--frames " + " ".join(f"{i}.png" for i in range(spec.frames.frames)))
     return " ".join(flags)
 
 

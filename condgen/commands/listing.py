@@ -86,8 +86,14 @@ def _presets(system: str) -> str:
 
 
 def _row(system: Any, kinds: Sequence[Any]) -> list[str]:
-    takes = getattr(system, "consumes", ())
-    return [next((form for form in takes if form in getattr(kind, "forms", ())), NOTHING) for kind in kinds]
+    takes, reads = getattr(system, "consumes", ()), getattr(system, "reads", None)
+
+    def form_of(kind: Any) -> str:
+        if reads is not None and getattr(kind, "field", "") not in reads:
+            return NOTHING
+        return next((form for form in takes if form in getattr(kind, "forms", ())), NOTHING)
+
+    return [form_of(kind) for kind in kinds]
 
 
 def _provides(name: str, cls: Any) -> str:

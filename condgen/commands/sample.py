@@ -30,7 +30,7 @@ conditions.jsonl is an object with some of: text, label, boxes, keypoints, image
 def main(words: Sequence[str]) -> int:
     parser = arguments.parser("sample", "Draw samples from a trained run.", EPILOG)
     parser.add_argument("run", help="a run folder, an export folder, or owner/name on the Hugging Face Hub")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="options of the system's sampler")
+    parser.add_argument("words", nargs="*", default=[], metavar="key=value", help="options of the system's sampler")
     parser.add_argument("--text", action="append", help="a sentence")
     parser.add_argument("--label", action="append", help="a class, by number or name")
     parser.add_argument("--boxes", action="append", metavar="X0,Y0,X1,Y1[;...]", help="boxes in [0, 1]")

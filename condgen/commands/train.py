@@ -101,6 +101,7 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         agreed(world, lambda: world.is_main and stack.enter_context(run.lock()) is None)
         start = find_checkpoint(built.config, run, world)
         changed = _changed(built.config, run) if start else []
+        before = run.record()
         if world.is_main:
             run.write_config(built.config.record())
             run.write_command(launcher.typed())
@@ -112,6 +113,8 @@ def _in_folder(built: Built, world: World, folder: Path, quiet: bool) -> int:
         if changed:
             log.text(f"changed since this run was started: {'; '.join(changed)}")
         ending = _run(built, world, run, log, start)
+        if world.is_main and start and ending.code == ConfigError.exit_code and ending.step == start.step:
+            run.put_back(before)  # options that were refused must not stay as the run's own
     if world.is_main:
         run.status(ending.state, ending.code, ending.reason, ending.step)
         resume = shlex.join([*launcher.words("train", processes=world.world), f"train.resume={run.path}"])

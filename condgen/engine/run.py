@@ -133,6 +133,15 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def record(self) -> dict[str, bytes]:
+        """What describes the run: the contents of config.yaml, command.txt and system.json, where they exist."""
+        paths = [self.path / name for name in ("config.yaml", "command.txt", "system.json")]
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def put_back(self, record: Mapping[str, bytes]) -> None:
+        for name, data in record.items():
+            replace_file(self.path / name, data)
+
     def _folder(self, name: str) -> Path:
         path = self.path / name
         path.mkdir(exist_ok=True)

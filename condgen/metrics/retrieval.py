@@ -75,7 +75,7 @@ def retrieval_scores(
     fake, real (N, C, H, W), captions N and pooled (N, D) belong together row by row; real pictures come from a
     split the evaluator has not been trained on. about: signature fields the caller knows (data, split, text and
     whether the generator reads the same text encoder). Sizes of `candidates` that exceed the distinct captions
-    are left out; DataError if none remains.
+    are left out, so that fewer than 10 distinct captions give no score.
     """
     count = len(captions)
     if not len(fake) == len(real) == len(pooled) == count or count < 2:
@@ -84,7 +84,7 @@ def retrieval_scores(
             "give the same number of each, at least 2"
         )
     distinct = len(set(captions))
-    possible = [k for k in candidates if k <= distinct] or list(candidates)[:1]
+    possible = [k for k in candidates if k <= distinct]
     of_fake, of_real = evaluator.embed_images(fake), evaluator.embed_images(real)
     texts = evaluator.embed_text(pooled)
     other = strangers(captions, seed=seed)

@@ -54,6 +54,9 @@ class Trainable(nn.Module, ABC):
     consumes: ClassVar[tuple[str, ...]] = ("vector",)
     """Forms it can take: of "vector", "map", "sequence", "temporal"."""
 
+    reads: ClassVar[tuple[str, ...] | None] = None
+    """Condition fields it uses; None = every field that has a form in `consumes`. Data with others are refused."""
+
     requires: ClassVar[tuple[str, ...]] = ()
     """Condition fields it cannot work without."""
 

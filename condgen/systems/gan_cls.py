@@ -82,6 +82,12 @@ class GanCls(System):
             raise ConfigError(
                 f"system.cls_weight={cls_weight} must lie in [0, 1); the paper uses 0.5, and 0 turns CLS off"
             )
+        text = condition.text
+        if interp_weight > 0 and text is not None and text.tokens and not text.pooled:
+            raise ConfigError(
+                f"system.interp_weight={interp_weight:g} mixes pooled text; the encoder gives only tokens; "
+                "choose minilm or char_cnn_rnn:<run of task=text_embedding>, or system.interp_weight=0"
+            )
         side = _side(target)
         self.noise_dim, self.cls_weight, self.interp_weight, self.interp_beta = (
             noise_dim, cls_weight, interp_weight, interp_beta,

@@ -41,6 +41,7 @@ class JointEmbedding(Trainable):
     """
 
     consumes: ClassVar[tuple[str, ...]] = ("sequence", "vector")
+    reads: ClassVar[tuple[str, ...] | None] = ("text", "label")
     requires: ClassVar[tuple[str, ...]] = ("text",)
     generates: ClassVar[tuple[str, ...]] = ("text",)
 

@@ -16,7 +16,7 @@ from condgen.data.base import BatchDataset, RowDataset, collate
 from condgen.data.cache import CachedArray
 from condgen.data.checks import check
 from condgen.data.decode import decode_image
-from condgen.data.openmoji import OpenMoji, fill_template, is_held_out
+from condgen.data.openmoji import OpenMoji, fill_template, split_of
 from condgen.errors import ConfigError
 
 SIZE = 32
@@ -69,12 +69,22 @@ def test_different_icons_keep_different_bases():
 def test_split_never_separates_variants():
     sides: dict[str, set[bool]] = {}
     for icon in _emoji.icons()[0]:
-        sides.setdefault(icon.base, set()).add(is_held_out(icon.base, 0.1))
+        sides.setdefault(icon.base, set()).add(split_of(icon.base, 0.1, 0.1))
     assert all(len(side) == 1 for side in sides.values())
     train, test, both = (OpenMoji(size=SIZE, split=s) for s in ("train", "test", "all"))
     assert not {i.base for i in train.icons} & {i.base for i in test.icons}
     assert len(train) + len(test) == len(both) and 0.06 < len(test) / len(both) < 0.14
     assert train.label_names == test.label_names  # so that an index means the same class
+
+
+def test_validation_comes_out_of_the_training_split():
+    plain, test = ({i.base for i in OpenMoji(size=SIZE, split=s).icons} for s in ("train", "test"))
+    train, val, same = (
+        {i.base for i in OpenMoji(size=SIZE, split=s, validation=0.1).icons} for s in ("train", "val", "test")
+    )
+    assert val and train | val == plain and not train & val and same == test
+    with pytest.raises(ConfigError, match="data.validation"):
+        OpenMoji(size=SIZE, split="val")
 
 
 def test_no_picture_is_in_both_splits():

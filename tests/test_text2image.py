@@ -1,0 +1,52 @@
+"""task=text2image on the folders that people have: small, without a test split, with rows that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from condgen import config, registry
+from condgen.build import Built, build
+from condgen.errors import DataError
+
+
+def made(root: Path, *words: str, rows: int = 8) -> Built:
+    lines = []
+    for i in range(rows):
+        Image.new("RGB", (20, 20), (i * 20, 0, 0)).save(root / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"thing {i}"}))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    given = ("task=text2image", "system.preset=tiny", "data=folder", f"data.root={root}", "data.size=16")
+    return build(config.load([*given, "text.encoder=hash_bow", "text.cache=memory", *words]))
+
+
+def test_a_small_folder_is_held_out_from_too(tmp_path: Path) -> None:
+    built = made(tmp_path, rows=4)
+    assert (len(built.train_data), len(built.test_data)) == (3, 1)
+
+
+def test_nothing_to_score_is_said_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="eval.split=train"):
+        made(tmp_path, "data.holdout=0")
+    assert len(made(tmp_path, "data.holdout=0", "eval.split=train").test_data) == 8
+
+
+def test_rows_that_cannot_be_read_are_left_out_of_grids_and_scores(tmp_path: Path) -> None:
+    rows_of = registry.module("tasks", "text2image").rows_of
+    built = made(tmp_path, "data.holdout=0", "eval.split=train")
+    condition, pixels, captions = rows_of(built, built.train_data, 10, seed=0)
+    assert len(condition) == len(pixels) == 10 and captions[:2] == captions[8:]
+    broken, missing = captions[0].split()[1], captions[1].split()[1]
+    (tmp_path / f"{broken}.png").write_bytes(b"no picture")
+    (tmp_path / f"{missing}.png").unlink()
+    again = build(built.config)
+    _, rest, others = rows_of(again, again.train_data, 6, seed=0)
+    assert others == captions[2:8] and torch.equal(rest, pixels[2:8])
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match="check-data"):
+        rows_of(again, build(built.config).train_data, 6, seed=0)
