@@ -32,8 +32,8 @@ from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.options import Range
 from condgen.systems.base import System
-from condgen.task import Task
-from condgen.types import Condition, Sample
+from condgen.task import Task, rows_of
+from condgen.types import Sample
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -101,8 +101,9 @@ class Class2Image(Task):
         data, train = built.test_data, built.train_data
         if not isinstance(data, RowDataset) or not isinstance(train, RowDataset):
             raise ConfigError(f"{built.config.data_name} is a stream; scores read rows by number. Use another data set")
-        condition, real = rows_of(built, data, options.num_samples, seed=options.seed)
-        _, other = rows_of(built, train, options.num_samples, seed=options.seed)
+        condition, real, _ = rows_of(built, data, options.num_samples, seed=options.seed)
+        _, other, _ = rows_of(built, train, options.num_samples, seed=options.seed)
+        real, other = real[: len(data)], other[: len(train)]  # conditions may be used again; pictures are compared
         ids = list(range(options.num_samples))
         fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
@@ -148,19 +149,6 @@ class Class2Image(Task):
         return cached_classifier(
             built.train_data, folder, about=about, device=device, options=self.classifier, say=print
         )
-
-
-def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor]:
-    """Conditions of `count` rows drawn by seed, and the different pictures (n <= count, C, H, W) they start with.
-
-    With fewer rows than asked for, conditions are used again; pictures are not, since scores compare them.
-    """
-    order = rng.permutation(len(data), seed, "scored rows").tolist()[:count]
-    batch = built.prepare(collate([data.sample(row, None) for row in order], built.spec)).as_float()
-    condition = batch.condition
-    if len(condition):
-        condition = condition.index([i % len(order) for i in range(count)])
-    return condition, batch.target
 
 
 def one_of_each(data: RowDataset, most: int) -> list[Sample]:

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from condgen import rng
 from condgen.conditions.image import resize
-from condgen.data.base import RowDataset, collate
+from condgen.data.base import RowDataset
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
@@ -20,7 +18,7 @@ from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.systems.base import System
-from condgen.task import Task
+from condgen.task import Task, rows_of
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -56,10 +54,10 @@ class Image2Image(Task):
             )
         seen = max(1, min(self.grid_rows // 2, len(train_data)))
         held = max(1, min(self.grid_rows - seen, len(test_data)))
-        seen_condition, seen_real = rows_of(built, train_data, seen, seed=0)
-        held_condition, held_real = rows_of(built, test_data, held, seed=0)
+        seen_condition, seen_real, _ = rows_of(built, train_data, seen, seed=0)
+        held_condition, held_real, _ = rows_of(built, test_data, held, seed=0)
         shown, real = Condition.cat([seen_condition, held_condition]), torch.cat([seen_real, held_real])
-        probe, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
+        probe, _, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
 
         def draw(system: System, step: int) -> None:
             pixels = sample_rows(system, shown.repeat(COLUMNS), seed=0, ids=list(range(COLUMNS)) * len(shown))
@@ -86,8 +84,8 @@ class Image2Image(Task):
         data, train_data = built.test_data, built.train_data
         assert isinstance(data, RowDataset) and isinstance(train_data, RowDataset)
         count = max(2, min(options.num_samples, len(data)))
-        condition, real = rows_of(built, data, count, seed=options.seed)
-        _, seen = rows_of(
+        condition, real, _ = rows_of(built, data, count, seed=options.seed)
+        _, seen, _ = rows_of(
             built, train_data, max(KID_ROWS, min(options.num_samples, len(train_data))), seed=options.seed
         )
         fake = sample_over(
@@ -105,11 +103,3 @@ class Image2Image(Task):
         for one in condition_sensitivity(system, probe, seed=options.seed):
             scores += one.scores(seed=options.seed, rows=len(probe), about=about)
         return scores
-
-
-def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor]:
-    """Conditions and real pictures (n, C, H, W) in [-1, 1] of `count` rows drawn by seed, as they are."""
-    order = rng.permutation(len(data), seed, "scored rows").tolist()
-    rows = [order[i % len(order)] for i in range(count)]
-    batch = built.prepare(collate([data.sample(row, None) for row in rows], built.spec)).as_float()
-    return batch.condition, batch.target
