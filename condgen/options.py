@@ -140,7 +140,7 @@ def idle_options(tree: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
             wait = f"optim.{phase}.schedule is constant"
             reason |= dict.fromkeys(("decay_start", "decay_every", "decay_factor"), wait)
         yield from _idle(f"optim.{phase}", reason, sources)
-    if tree["train"]["best"] is None:
+    if tree["train"]["best"] is None and tree["train"]["best_is"] != "max":
         yield from _idle("train", {"best_is": "train.best names no number"}, sources)
     if not tree["text"]["tokens"]:
         yield from _idle("text", {"length": "text.tokens is false"}, sources)

@@ -113,6 +113,7 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
         if names[group]["name"] is None and task in registry.names("tasks"):
             problems.append(f"the task {task!r} has no default {group}; add {group}=NAME")
     data_tree = _group_file("data", names["data"]["name"], problems) if names["data"]["name"] is not None else {}
+    task_tree = _for_data(task_tree, names["data"]["name"])
     system = names["system"]["name"]
     system_tree = _group_file("system", system, problems) if system is not None else {}
     presets = system_tree.pop("presets", None) or {}
@@ -130,6 +131,16 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
         Layer(f"configs/system/{system}.yaml, preset {preset}", normal(presets.get(preset) or {}, str(preset))),
         *given,
     ]
+
+
+def _for_data(task_tree: Tree, data: str | None) -> Tree:
+    """A task file without the options of its own data set, where another one was chosen. What every data set
+    understands (`ignore`, `workers`) stays."""
+    own = task_tree.get("data") or {}
+    if own.get("name") == data or not isinstance(own, dict):
+        return task_tree
+    common = set(options_of(DataOptions))
+    return {**task_tree, "data": {key: value for key, value in own.items() if key in common}}
 
 
 def load(words: Sequence[str] = (), files: Sequence[Path | str] = ()) -> Config:
