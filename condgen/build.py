@@ -63,7 +63,7 @@ class Built:
 
     @property
     def can_score(self) -> bool:
-        """Scores and sample grids read rows by number, which a stream cannot give."""
+        """Scores read rows by number, which a stream cannot give."""
         return isinstance(self.test_data, RowDataset)
 
     def fill_captions(self) -> None:
@@ -94,7 +94,8 @@ def build(config: Config) -> Built:
     return Built(
         system=system,
         train_data=train_data,
-        test_data=_scored_data(config),
+        # a stream is never scored, so it needs no shards of another split
+        test_data=_scored_data(config) if isinstance(train_data, RowDataset) else train_data,
         spec=spec,
         target=train_data.target,
         encoder=encoder,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from condgen import rng
-from condgen.data.base import RowDataset, collate
+from condgen.data.base import DataSource, RowDataset, batched, collate
 from condgen.data.cache import cache_folder
 from condgen.errors import DataError
 from condgen.metrics.evaluator import Evaluator, cached_evaluator
@@ -67,13 +67,26 @@ def evaluator_of(built: Built, device: torch.device) -> Evaluator:
     return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=device, say=print)
 
 
-def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
+def rows_of(built: Built, data: DataSource, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:
     """Conditions, real pictures (n, C, H, W) in [-1, 1] and captions of `count` rows drawn by seed, as they are.
     No captions where the system gets no text.
 
     Rows that cannot be read are left out, and so are those without a caption where the system gets text. With fewer
-    rows than asked for, rows are used again: another sample is drawn for the same caption.
+    rows than asked for, rows are used again: another sample is drawn for the same caption. A stream gives its first
+    `count` rows in the order of `seed`, as training would see them.
     """
+    if isinstance(data, RowDataset):
+        samples = _drawn(built, data, count, seed)
+        loaded = collate(samples, built.spec)
+    else:
+        loaded = batched(data, built.spec, batch_size=count, seed=seed)[0].batch
+    batch = built.prepare(loaded).as_float()
+    text = batch.condition.text
+    captions = [] if text is None or text.strings is None else list(text.strings)
+    return batch.condition, batch.target, captions
+
+
+def _drawn(built: Built, data: RowDataset, count: int, seed: int) -> list[Sample]:
     good: list[Sample] = []
     for row in rng.permutation(len(data), seed, "scored rows").tolist():
         with suppress(DataError):  # check-data says which ones, and why
@@ -84,8 +97,4 @@ def rows_of(built: Built, data: RowDataset, count: int, *, seed: int) -> tuple[C
     if not good:
         needed = "a picture" if built.spec.text is None else "a picture and a caption"
         raise DataError(f"none of {len(data)} rows has {needed}; run `condgen check-data`")
-    samples = [good[i % len(good)] for i in range(count)]
-    batch = built.prepare(collate(samples, built.spec)).as_float()
-    text = batch.condition.text
-    captions = [] if text is None or text.strings is None else list(text.strings)
-    return batch.condition, batch.target, captions
+    return [good[i % len(good)] for i in range(count)]

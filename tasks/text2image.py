@@ -45,21 +45,21 @@ class Text2Image(Task):
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         train_data, test_data = built.train_data, built.test_data
-        if not isinstance(train_data, RowDataset) or not isinstance(test_data, RowDataset):
-            return ()
+        streamed = not (isinstance(train_data, RowDataset) and isinstance(test_data, RowDataset))
         if built.spec.text is not None and not built.spec.text.pooled:
             raise ConfigError(
                 f"text.encoder={built.config.text.encoder} gives only tokens, and the scores need one vector "
                 "per sentence; choose minilm, or char_cnn_rnn:<run of task=text_embedding>"
             )
         every = built.options.sample_every
-        seen = max(1, min(self.grid_rows // 2, len(train_data)))
-        held = max(1, min(self.grid_rows - seen, len(test_data)))
-        seen_condition, seen_real, _ = rows_of(built, train_data, seen, seed=0)
-        held_condition, held_real, _ = rows_of(built, test_data, held, seed=0)
-        shown = Condition.cat([seen_condition, held_condition])
-        real = torch.cat([seen_real, held_real])
-        probe, _, _ = rows_of(built, train_data, min(SENSITIVITY_ROWS, len(train_data)), seed=1)
+        seen = self.grid_rows if streamed else max(1, min(self.grid_rows // 2, len(train_data)))
+        held = 0 if streamed else max(1, min(self.grid_rows - seen, len(test_data)))
+        parts = [rows_of(built, data, rows, seed=0) for data, rows in ((train_data, seen), (test_data, held)) if rows]
+        shown = Condition.cat([condition for condition, _, _ in parts])
+        real = torch.cat([pixels for _, pixels, _ in parts])
+        probe, _, _ = rows_of(
+            built, train_data, SENSITIVITY_ROWS if streamed else min(SENSITIVITY_ROWS, len(train_data)), seed=1
+        )
 
         def draw(system: System, step: int) -> None:
             ids = list(range(COLUMNS)) * len(shown)
@@ -79,7 +79,9 @@ class Text2Image(Task):
             return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
 
         hooks = [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
-        return [*hooks, self.validation(built, test_data)] if self.validate_every else hooks
+        if self.validate_every and isinstance(test_data, RowDataset):
+            hooks.append(self.validation(built, test_data))
+        return hooks
 
     def validation(self, built: Built, data: RowDataset) -> Hook:
         """rprec@10 during training. Choose with eval.split=val, so that the test split stays unseen."""

@@ -164,7 +164,7 @@ def make_trainer(built: Built, world: World, run: RunFolder, log: Log) -> Traine
     from condgen.engine.trainer import Trainer
 
     main_first(world, built.fill_captions)
-    hooks = built.task.hooks(built, run, log) if built.can_score else ()
+    hooks = built.task.hooks(built, run, log)
     return Trainer(
         built.system,
         built.batches(world.rank, world.world),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,3 +53,25 @@ def test_rows_that_cannot_be_read_are_left_out_of_grids_and_scores(tmp_path: Pat
         file.unlink()
     with pytest.raises(DataError, match="check-data"):
         rows_of(again, build(built.config).train_data, 6, seed=0)
+
+
+def test_a_stream_has_its_grid_and_its_sensitivity(tmp_path: Path) -> None:
+    """Rows without numbers: the first of the stream are shown and probed, so a dead condition stops a run."""
+    pytest.importorskip("webdataset")
+    with tarfile.open(tmp_path / "train-000.tar", "w") as archive:
+        for i in range(24):
+            picture = io.BytesIO()
+            Image.new("RGB", (20, 20), (i * 10, 0, 0)).save(picture, "PNG")
+            for name, data in ((f"{i:03d}.png", picture.getvalue()), (f"{i:03d}.txt", f"thing {i}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    words = ["task=text2image", "system.preset=tiny", "data=webdataset_shards", f"data.root={tmp_path}", "data.size=16"]
+    built = build(config.load([*words, "text.encoder=hash_bow", "text.cache=memory"]))
+    assert not built.can_score
+    drawn: list[Image.Image] = []
+    log = SimpleNamespace(media=lambda step, name, picture: drawn.append(picture))
+    grid, sensitivity = built.task.hooks(built, None, log)  # type: ignore[arg-type]
+    grid.run(built.system.eval(), 0)
+    assert drawn[0].height > 8 * 96  # eight captions
+    assert sensitivity.run(built.system, 0)["sensitivity/text"] > 0
