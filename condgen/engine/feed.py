@@ -111,6 +111,9 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loader = None  # its destructor ends the worker processes
+        # torch reports a dead worker from a signal handler, so the error can come up anywhere in a step
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise self._explained(error, self.step * self.per_step) from error
 
     def next(self) -> StepData:
         """The data of the next step. DataError when a row, or the process that loads it, cannot go on."""

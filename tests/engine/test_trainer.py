@@ -565,6 +565,17 @@ def test_a_loader_process_that_is_killed_is_a_data_error_and_the_run_can_go_on(t
     assert again.train(again.store.latest(), stop=StopAfter(99)) == Outcome(20, "done")
 
 
+def test_a_dead_loader_that_is_noticed_outside_the_loader_is_a_data_error_too(tmp_path):
+    """torch raises it from its SIGCHLD handler, wherever the main thread happens to be."""
+
+    def noticed(system, step):
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed.")
+
+    trainer = make_trainer(tmp_path, hooks=[Hook("any", 3, noticed)])
+    with pytest.raises(DataError, match=r"process that loads data died at step \d+ .*data\.workers=0"):
+        trainer.train(stop=StopAfter(99))
+
+
 class Hanging(ToyData):
     """The process that loads row 7 never comes back."""
 
