@@ -1,5 +1,5 @@
 """What every task implements: a user's intent, the conditions that define it and what scores its output. Below the
-class, what several tasks score with: rows of a split and the evaluator of its captions.
+class, what several tasks share: rows of a split, the evaluator of its captions, the watch on sensitivity.
 
 The file `tasks/<name>.py` holds one subclass. A task never changes how a system is trained.
 """
@@ -7,7 +7,7 @@ The file `tasks/<name>.py` holds one subclass. A task never changes how a system
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +17,11 @@ from torch import Tensor
 from condgen import rng
 from condgen.data.base import DataSource, RowDataset, batched, collate
 from condgen.data.cache import cache_folder
+from condgen.engine.options import Hook
 from condgen.errors import DataError
 from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.score import Score
+from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.systems.base import System
 from condgen.types import Condition, Sample
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from condgen.build import Built
     from condgen.engine.log import Log
     from condgen.engine.run import RunFolder
-    from condgen.engine.trainer import Hook
     from condgen.engine.world import World
 
 
@@ -65,6 +66,17 @@ def evaluator_of(built: Built, device: torch.device) -> Evaluator:
     about = {"data": built.config.data_name, "split": "train", "text": built.encoder.fingerprint}
     folder = cache_folder() / "evaluators"
     return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=device, say=print)
+
+
+def sensitivity_hook(probe: Condition, every: int) -> Hook:
+    """Logs how far the output moves with each field of `probe` (2 rows or more), and stops a run that ignores one."""
+
+    def run(system: System, step: int) -> Mapping[str, float]:
+        measured = condition_sensitivity(system, probe)
+        require_sensitive(measured)
+        return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
+
+    return Hook("sensitivity", every, run)
 
 
 def rows_of(built: Built, data: DataSource, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:

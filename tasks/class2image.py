@@ -29,10 +29,10 @@ from condgen.metrics.classifier import (
 from condgen.metrics.diversity import WINDOW, diversity_scores
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
 from condgen.systems.base import System
-from condgen.task import Task, rows_of
+from condgen.task import Task, rows_of, sensitivity_hook
 from condgen.types import Sample
 
 if TYPE_CHECKING:
@@ -86,15 +86,7 @@ class Class2Image(Task):
 
         hooks = [Hook("grid", every, draw)]
         probe = rows_of(built, data, min(SENSITIVITY_ROWS, len(data)), seed=1)[0]
-        if len(probe) > 1:
-
-            def sensitivity(system: System, step: int) -> Mapping[str, float]:
-                measured = condition_sensitivity(system, probe)
-                require_sensitive(measured)
-                return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
-
-            hooks.append(Hook("sensitivity", every, sensitivity))
-        return hooks
+        return [*hooks, sensitivity_hook(probe, every)] if len(probe) > 1 else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
         """class_accuracy, cas, ms_ssim overall and for each class, KID (FID from 2,048 pictures), sensitivity."""

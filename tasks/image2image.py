@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,9 +16,9 @@ from condgen.errors import ConfigError
 from condgen.metrics.paired import paired_scores
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.systems.base import System
-from condgen.task import Task, rows_of
+from condgen.task import Task, rows_of, sensitivity_hook
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -70,14 +70,9 @@ class Image2Image(Task):
             )
             log.media(step, "grid", grid)
 
-        def sensitivity(system: System, step: int) -> Mapping[str, float]:
-            measured = condition_sensitivity(system, probe)
-            require_sensitive(measured)
-            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
-
         every = built.options.sample_every
         hooks = [Hook("grid", every, draw)]
-        return [*hooks, Hook("sensitivity", every, sensitivity)] if len(probe) > 1 else hooks
+        return [*hooks, sensitivity_hook(probe, every)] if len(probe) > 1 else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
         """Held-out sources, each once, at most eval.num_samples of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +17,9 @@ from condgen.metrics.layout import layout_scores
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.systems.base import System
-from condgen.task import Task, evaluator_of, rows_of, splits
+from condgen.task import Task, evaluator_of, rows_of, sensitivity_hook, splits
 from condgen.types import Boxes, Condition
 
 if TYPE_CHECKING:
@@ -84,13 +84,8 @@ class Layout2Image(Task):
             )
             log.media(step, "moved", picture)
 
-        def sensitivity(system: System, step: int) -> Mapping[str, float]:
-            measured = condition_sensitivity(system, probe)
-            require_sensitive(measured)
-            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
-
         every = built.options.sample_every
-        hooks = [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+        hooks = [Hook("grid", every, draw), sensitivity_hook(probe, every)]
         return [*hooks, Hook("moved", every, strip)] if built.spec.boxes is not None else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:

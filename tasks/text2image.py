@@ -16,9 +16,9 @@ from condgen.errors import ConfigError
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
+from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.systems.base import System
-from condgen.task import Task, evaluator_of, rows_of, splits
+from condgen.task import Task, evaluator_of, rows_of, sensitivity_hook, splits
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ class Text2Image(Task):
             )
             log.media(step, "grid", grid)
 
-        def sensitivity(system: System, step: int) -> Mapping[str, float]:
-            measured = condition_sensitivity(system, probe)
-            require_sensitive(measured)
-            return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
-
-        hooks = [Hook("grid", every, draw), Hook("sensitivity", every, sensitivity)]
+        hooks = [Hook("grid", every, draw), sensitivity_hook(probe, every)]
         if self.validate_every and isinstance(test_data, RowDataset):
             hooks.append(self.validation(built, test_data))
         return hooks

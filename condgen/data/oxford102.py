@@ -150,7 +150,7 @@ def labels_of_mat(path: Path) -> dict[int, int]:
 
 
 def labels_of_folders(texts: Path) -> dict[int, int]:
-    """The same from `class_XXXXX/image_XXXXX.txt`. Raises DataError for an odd name or a picture in two classes."""
+    """The same from `class_00001/image_06734.txt`. Raises DataError for an odd name or a picture in two classes."""
     labels: dict[int, int] = {}
     for path in sorted(texts.glob("class_*/image_*.txt")):
         match = re.fullmatch(r"class_(\d{5})/image_(\d{5})\.txt", path.relative_to(texts).as_posix())

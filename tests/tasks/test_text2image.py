@@ -14,7 +14,7 @@ from PIL import Image
 
 from condgen import config, registry
 from condgen.build import Built, build
-from condgen.errors import DataError
+from condgen.errors import DataError, DivergedError
 
 
 def made(root: Path, *words: str, rows: int = 8) -> Built:
@@ -75,3 +75,11 @@ def test_a_stream_has_its_grid_and_its_sensitivity(tmp_path: Path) -> None:
     grid.run(built.system.eval(), 0)
     assert drawn[0].height > 8 * 96  # eight captions
     assert sensitivity.run(built.system, 0)["sensitivity/text"] > 0
+
+
+def test_a_run_whose_output_ignores_its_condition_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = made(tmp_path)
+    monkeypatch.setattr(built.system, "sample", lambda condition, *, random: random.randn(3, 16, 16).tanh())
+    sensitivity = next(h for h in built.task.hooks(built, None, None) if h.name == "sensitivity")  # type: ignore[arg-type]
+    with pytest.raises(DivergedError, match="does not depend on text"):
+        sensitivity.run(built.system, 1)
