@@ -94,12 +94,27 @@ class System(Trainable):
 
 @runtime_checkable
 class HasLikelihood(Protocol):
-    """Exact or bounded log-likelihood; `likelihood` is "exact", "lower bound", ..."""
+    """log p of 8-bit pictures, exact or bounded, in nats.
 
-    likelihood: ClassVar[str]
+    likelihood       "exact", or what the expectation of `log_prob` is: "lower bound (ELBO)", ...
+    dequantisation   how a density over real numbers became one of 256 values: "none" (discrete from the start),
+                     "uniform", "interval" (the density's mass between two half values), ...
+    """
 
-    def log_prob(self, target: Tensor, condition: Condition) -> Tensor:
-        """(B,) nats per row."""
+    @property
+    def likelihood(self) -> str: ...
+
+    @property
+    def dequantisation(self) -> str: ...
+
+    def log_prob(self, target: Tensor, condition: Condition, *, random: Random) -> Tensor:
+        """log p(target | condition) (B,) in nats, of pixels k / 127.5 - 1 with integer k, as probability of one of
+        256 ** (C H W) pictures.
+
+        A system whose likelihood is a bound returns the logarithm of one importance weight, drawn from `random`:
+        its mean is the bound, and the log of the mean of exp over K draws is the bound of Burda et al. 2016
+        (arXiv:1509.00519), which rises with K to log p. An exact system draws nothing.
+        """
         ...
 
 
