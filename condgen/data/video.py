@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -28,9 +29,9 @@ import torch
 from torch import Tensor
 
 from condgen.data._containers import HEAD, container_of, missing_bytes
-from condgen.data.decode import MAX_PIXELS, SUFFIXES, decode_image, read_header
+from condgen.data._stills import array, array_frames, folder_frames, pictures, stacked, stacked_frames
+from condgen.data.decode import MAX_PIXELS, read_header
 from condgen.errors import ConfigError, DataError
-from condgen.pixels import pixels_to_uint8
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -41,6 +42,7 @@ MAX_FRAMES = 1_000_000  # of one clip; ten hours at 25 a second
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".apng", ".npy")
 # one packet, one frame, and pts in every packet: what an index made without decoding needs
 INDEXED = frozenset({"h264", "hevc", "vp9", "av1", "ffv1", "mjpeg", "png", "apng", "rawvideo", "huffyuv", "utvideo"})
+TIMED = INDEXED | {"gif"}  # one packet, one frame, but no keyframe to start from
 INDEX_MEMORY = 4_000_000  # frame times kept in memory, of all clips
 
 
@@ -67,15 +69,15 @@ def probe(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> ClipInfo:
     with _naming(path):
         kind = _kind(path)
         if kind == "folder":
-            files = _pictures(Path(path))
+            files = pictures(Path(path))
             head = read_header(files[0], max_pixels=max_pixels)
             return ClipInfo(len(files), 0.0, head.width, head.height, None)
         if kind == "npy":
-            array = _array(path)
-            return ClipInfo(array.shape[1], 0.0, array.shape[3], array.shape[2], None, array.shape[0])
+            held = array(path)
+            return ClipInfo(held.shape[1], 0.0, held.shape[3], held.shape[2], None, held.shape[0])
         if kind == "picture":
             head = read_header(path, max_pixels=max_pixels)
-            return ClipInfo(_stacked(head.width, head.height), 0.0, head.width, head.width, None)
+            return ClipInfo(stacked(head.width, head.height), 0.0, head.width, head.width, None)
         with _Opened(path, kind, max_pixels) as (container, stream):
             first = next(_decoded(container, stream, max_pixels), None)
             if first is None:
@@ -95,12 +97,14 @@ def read_frames(
     start: int = 0,
     stop: int | None = None,
     stride: int = 1,
+    at: Sequence[int] | None = None,
     clip: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Tensor]:
     """Frames start, start + stride, ... below stop, each uint8 (3, H, W).
 
     stop   None = to the end. A stop beyond the end is not an error; a clip without frame `start` is
+    at     numbers of the frames instead, ascending
     clip   which one of a Moving MNIST .npy
 
     From start > 0 on, reading begins at the last keyframe before it and gives exactly the frames that reading from
@@ -110,24 +114,26 @@ def read_frames(
     """
     if start < 0 or stride < 1 or (stop is not None and stop <= start):
         raise ConfigError(f"frames {start}..{stop} by {stride}: start must be >= 0, stop above it and stride >= 1")
+    if at is not None and (not at or at[0] < 0 or any(b <= a for a, b in pairwise(at))):
+        raise ConfigError(f"at={list(at)[:8]}: give frame numbers >= 0, each above the one before it")
     got = 0
     with _naming(path):
         kind = _kind(path)
-        wanted = range(start, MAX_FRAMES if stop is None else min(stop, MAX_FRAMES), stride)
+        wanted = range(start, MAX_FRAMES if stop is None else min(stop, MAX_FRAMES), stride) if at is None else at
         if kind == "folder":
-            frames = _folder_frames(_pictures(Path(path)), wanted, max_pixels)
+            frames = folder_frames(pictures(Path(path)), wanted, max_pixels)
         elif kind == "npy":
-            frames = _array_frames(_array(path), wanted, clip)
+            frames = array_frames(array(path), wanted, clip)
         elif kind == "picture":
-            frames = _stacked_frames(path, wanted, max_pixels)
+            frames = stacked_frames(path, wanted, max_pixels)
         else:
             frames = _video_frames(path, kind, wanted, max_pixels)
         for frame in frames:
             yield frame
             got += 1
         if not got:
-            raise DataError(f"it has no frame {start}" if start else "it holds no frame")
-        if stop is None and wanted[0] + got * stride >= MAX_FRAMES:
+            raise DataError(f"it has no frame {wanted[0]}" if wanted[0] else "it holds no frame")
+        if at is None and stop is None and start + got * stride >= MAX_FRAMES:
             raise DataError(f"it has more than {MAX_FRAMES} frames; name a stop")
 
 
@@ -175,74 +181,6 @@ def _naming(path: Path | str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise DataError(f"{name}: it cannot be decoded: {reason}") from error
-
-
-# folders, arrays and stacked frames
-
-
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorting key: numbers inside names count as numbers."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", name) if part]
-
-
-def _pictures(folder: Path) -> list[Path]:
-    names = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-    if not names:
-        raise DataError(f"the folder holds no picture ({', '.join(SUFFIXES)})")
-    return sorted(names, key=lambda p: natural(p.name))
-
-
-def _folder_frames(files: list[Path], wanted: range, max_pixels: int) -> Iterator[Tensor]:
-    shape: torch.Size | None = None
-    for path in files[wanted.start : wanted.stop : wanted.step]:
-        try:
-            frame = pixels_to_uint8(decode_image(path, channels=3, max_pixels=max_pixels))
-        except DataError as error:
-            raise DataError(f"frame {path.name}: {error}") from error
-        shape = shape or frame.shape
-        if frame.shape != shape:
-            raise DataError(f"frame {path.name} has size {_size(frame.shape)}, the first one {_size(shape)}")
-        yield frame
-
-
-def _size(shape: torch.Size) -> str:
-    return f"{shape[-1]} x {shape[-2]}"
-
-
-def _array(path: Path | str) -> np.ndarray:
-    """(N, T, H, W) or (N, T, H, W, 3), mapped and not read."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
-        raise DataError(f"the array is {array.dtype} {array.shape}; give uint8 (T, H, W), (T, H, W, 3) or (T, N, H, W)")
-    if array.ndim == 4 and array.shape[3] != 3:
-        return array.transpose(1, 0, 2, 3)
-    return array[None]
-
-
-def _array_frames(array: np.ndarray, wanted: range, clip: int) -> Iterator[Tensor]:
-    if not 0 <= clip < len(array):
-        raise DataError(f"it has clips 0..{len(array) - 1}, not {clip}")
-    for at in range(wanted.start, min(wanted.stop, array.shape[1]), wanted.step):
-        frame = torch.from_numpy(np.array(array[clip, at]))
-        yield frame.expand(3, -1, -1).contiguous() if frame.dim() == 2 else frame.permute(2, 0, 1).contiguous()
-
-
-def _stacked(width: int, height: int) -> int:
-    if height % width:
-        raise DataError(
-            f"a picture of {width} x {height} pixels is not a column of square frames; "
-            "for a folder of frames name the folder"
-        )
-    return height // width
-
-
-def _stacked_frames(path: Path | str, wanted: range, max_pixels: int) -> Iterator[Tensor]:
-    header = read_header(path, max_pixels=max_pixels)
-    count = _stacked(header.width, header.height)
-    column = pixels_to_uint8(decode_image(path, channels=3, max_pixels=max_pixels))
-    side = column.shape[-1]
-    for at in range(wanted.start, min(wanted.stop, count), wanted.step):
-        yield column[:, at * side : (at + 1) * side].contiguous()
 
 
 # containers
@@ -321,12 +259,10 @@ def _decoded(
         yield frame
 
 
-def _video_frames(path: Path | str, kind: str, wanted: range, max_pixels: int) -> Iterator[Tensor]:
+def _video_frames(path: Path | str, kind: str, wanted: Sequence[int], max_pixels: int) -> Iterator[Tensor]:
     _refuse_short(path, kind, max_pixels)
-    key = None
-    if wanted.start > 0:
-        index = _index(path, kind, max_pixels)
-        key = index.before(wanted.start) if index is not None else None
+    index = _index(path, kind, max_pixels) if wanted[0] > 0 else None
+    key = index.before(wanted[0]) if index is not None else None
     if key is not None:
         rest = _from_key(path, kind, wanted, max_pixels, *key)
         try:
@@ -338,32 +274,36 @@ def _video_frames(path: Path | str, kind: str, wanted: range, max_pixels: int) -
             yield from rest
             return
     with _Opened(path, kind, max_pixels) as (container, stream):
-        at = -1
-        for at, frame in enumerate(_decoded(container, stream, max_pixels)):
-            if at >= wanted.stop:
-                return
-            if at >= wanted.start and (at - wanted.start) % wanted.step == 0:
-                yield _pixels(frame)
-        if at + 1 < min(wanted.stop, stream.frames) and not _edited(path, kind):
-            raise DataError(f"cut short: {at + 1} of {stream.frames} frames can be read")
+        frames = _decoded(container, stream, max_pixels)
+        count = yield from _chosen(frames, 0, wanted)
+        if count < min(wanted[-1] + 1, stream.frames) and not _edited(path, kind):
+            raise DataError(f"cut short: {count} of {stream.frames} frames can be read")
 
 
-def _from_key(path: Path | str, kind: str, wanted: range, max_pixels: int, key: int, target: int) -> Iterator[Tensor]:
+def _chosen(frames: Iterator[VideoFrame], number: int, wanted: Sequence[int]) -> Generator[Tensor, None, int]:
+    """Pixels of the wanted frames, where `frames` begins with frame `number`; returns the frames read up to there."""
+    rest = iter(wanted)
+    target = next(rest)
+    for frame in frames:
+        if number == target:
+            yield _pixels(frame)
+            target = next(rest, -1)
+        number += 1
+        if target < 0:
+            break
+    return number
+
+
+def _from_key(
+    path: Path | str, kind: str, wanted: Sequence[int], max_pixels: int, key: int, target: int
+) -> Iterator[Tensor]:
     """Frames from the one shown at `target` (pts) on, decoded from the keyframe at `key`; none if it never comes."""
     with _Opened(path, kind, max_pixels) as (container, stream):
         container.seek(key, stream=stream, backward=True, any_frame=False)
-        at = wanted.start - 1
-        for frame in _decoded(container, stream, max_pixels, since=key):
-            if at < wanted.start:
-                if frame.pts is None or frame.pts > target:
-                    return  # the decoder left it out; the caller reads from the beginning
-                if frame.pts < target:
-                    continue
-            at += 1
-            if at >= wanted.stop:
-                return
-            if (at - wanted.start) % wanted.step == 0:
-                yield _pixels(frame)
+        frames = _decoded(container, stream, max_pixels, since=key)
+        first = next((frame for frame in frames if frame.pts is None or frame.pts >= target), None)
+        if first is not None and first.pts == target:  # otherwise the decoder left it out
+            yield from _chosen(chain([first], frames), wanted[0], wanted)
 
 
 def _pixels(frame: VideoFrame) -> Tensor:
@@ -371,12 +311,12 @@ def _pixels(frame: VideoFrame) -> Tensor:
     if any(c.is_alpha for c in frame.format.components) or frame.format.has_palette:
         rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
         alpha = rgba[..., 3:]
-        array: np.ndarray = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        rgb: np.ndarray = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     else:
-        array = cast(np.ndarray, frame.to_ndarray(format="rgb24"))
+        rgb = cast(np.ndarray, frame.to_ndarray(format="rgb24"))
     if frame.rotation:
-        array = np.rot90(array, round(frame.rotation / 90))
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        rgb = np.rot90(rgb, round(frame.rotation / 90))
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
 
 
 def _refuse_short(path: Path | str, kind: str, max_pixels: int) -> None:
@@ -444,7 +384,8 @@ def _make_index(path: Path | str, kind: str, max_pixels: int) -> _Index | None:
     shown: list[int] = []
     keys: list[int] = []
     with _Opened(path, kind, max_pixels) as (container, stream):
-        if stream.codec_context.name not in INDEXED or not stream.time_base:
+        codec = stream.codec_context.name
+        if codec not in TIMED or not stream.time_base:
             return None
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
@@ -452,9 +393,11 @@ def _make_index(path: Path | str, kind: str, max_pixels: int) -> _Index | None:
             if packet.pts is None or packet.is_corrupt or len(shown) >= MAX_FRAMES:
                 return None
             shown.append(packet.pts)
-            if packet.is_keyframe:
+            if packet.is_keyframe and (codec in INDEXED or not keys):
                 keys.append(packet.pts)
-        base = float(stream.time_base)
+        base, declared = float(stream.time_base), stream.frames
+    if codec == "gif" and 0 < declared < len(shown):  # a comment at the end is a packet without a frame
+        del shown[declared:]
     times, starts = np.array(sorted(shown), dtype=np.int64), np.array(sorted(keys), dtype=np.int64)
     # frames that lead the first keyframe may or may not be decoded; equal times cannot be told apart
     if not len(starts) or times[0] < keys[0] or bool((np.diff(times) <= 0).any()):

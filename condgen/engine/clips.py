@@ -185,7 +185,9 @@ def _write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float, comment: 
     given = np.array(palette.getpalette() or [], np.uint8).reshape(-1, 3)
     colours[: len(given), 1:], colours[:, 0] = given[:256], 255  # A, R, G, B
     ticks = Fraction(1, 100)
-    with av.open(str(path), "w", format="gif", options={"loop": "0", "fflags": "+bitexact"}) as container:
+    ends = [round(number * 100 / fps) for number in range(len(pictures) + 1)]  # hundredths of a second
+    flags = {"loop": "0", "final_delay": str(ends[-1] - ends[-2]), "fflags": "+bitexact"}
+    with av.open(str(path), "w", format="gif", options=flags) as container:
         stream: Any = container.add_stream("gif", rate=Fraction(100))
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "pal8"
@@ -193,23 +195,20 @@ def _write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float, comment: 
             numbers = Image.fromarray(array).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
             both: Any = (np.asarray(numbers), colours)  # PyAV's annotation does not know the pair that pal8 needs
             frame = av.VideoFrame.from_ndarray(both, format="pal8")
-            frame.pts, frame.time_base = round(number * 100 / fps), ticks
+            frame.pts, frame.time_base = ends[number], ticks
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    _finish_gif(path, round(len(pictures) * 100 / fps) - round((len(pictures) - 1) * 100 / fps), comment)
-
-
-def _finish_gif(path: Path, delay: int, comment: str) -> None:
-    """Sets how long the last frame stays, which FFmpeg cannot know, and adds a comment block."""
-    data = bytearray(path.read_bytes())
-    at = data.rfind(b"\x21\xf9\x04")
-    if at >= 0:
-        data[at + 4 : at + 6] = delay.to_bytes(2, "little")
     if comment:
-        text = comment.encode("utf-8")
-        blocks = b"".join(bytes([len(p)]) + p for p in (text[i : i + 255] for i in range(0, len(text), 255)))
-        data[-1:] = b"\x21\xfe" + blocks + b"\x00\x3b"
-    path.write_bytes(data)
+        _comment_gif(path, comment)
+
+
+def _comment_gif(path: Path, comment: str) -> None:
+    """Adds a comment block behind the global colour table, which FFmpeg does not write."""
+    data = path.read_bytes()
+    at = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    text = comment.encode("utf-8")
+    blocks = b"".join(bytes([len(part)]) + part for part in (text[i : i + 255] for i in range(0, len(text), 255)))
+    path.write_bytes(data[:at] + b"\x21\xfe" + blocks + b"\x00" + data[at:])
 
 
 # grids
