@@ -99,7 +99,7 @@ class Folder(RowDataset):
         if classes:
             self.label_names = tuple(names[number] for number in chosen_classes(classes, [str(name) for name in names]))
             everything = _only(everything, self.label_names)
-        self.rows = _choose(everything, split, holdout)
+        self.rows = choose_rows(everything, split, holdout)
         known = [row for rows in everything.values() for row in rows]
         self.box_names = class_values("box_labels", [c for row in known for c in row.box_labels or ()])
         self._label_index = {name: i for i, name in enumerate(self.label_names)}
@@ -323,7 +323,8 @@ def _only(everything: dict[str, list[Row]], labels: Sequence[int | str]) -> dict
     return kept
 
 
-def _choose(everything: dict[str, list[Row]], split: str, holdout: float) -> list[Row]:
+def choose_rows(everything: dict[str, list[Row]], split: str, holdout: float) -> list[Row]:
+    """The rows of a split; `everything` has one list for each split folder, or one under "" that a hash divides."""
     if split == "all":
         return [row for rows in everything.values() for row in rows]
     if "" not in everything:
