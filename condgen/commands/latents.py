@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +74,9 @@ def arithmetic(
     terms = parse_sum(text, pipe.label_names)
     signs = [term.sign for term in terms]
     latent.weighted_sum(torch.zeros(len(signs)), signs)  # says at once what is wrong with the signs
-    captions = [("- " if t.sign < 0 else "+ " if i else "") + t.text for i, t in enumerate(terms)] + [f"= {text}"]
+    shown = [Path(term.text).name if term.kind == "picture" else term.text for term in terms]
+    captions = [("- " if t.sign < 0 else "+ " if i else "") + shown[i] for i, t in enumerate(terms)]
+    captions.append("= " + " ".join(captions))
     said: tuple[str, ...] = ()
     if terms[0].kind == "named":
         z = latent.draw(decoder(pipe), range(num), seed=seed)

@@ -9,7 +9,7 @@ from condgen.engine import latent
 from condgen.engine.latent import lerp, neighbours, path, project, slerp, weighted_sum
 from condgen.engine.terms import parse_sum, parse_walk
 from condgen.errors import ConfigError, ShapeError
-from condgen.rng import RowRandom
+from condgen.rng import RowRandom, derive
 from condgen.systems.acgan import AcGan
 from condgen.types import Condition, ConditionSpec, LabelSpec, TargetSpec
 
@@ -152,6 +152,17 @@ def test_projection_finds_the_noise_of_a_picture_that_the_system_can_make(noise)
     assert not any(p.grad is not None for p in made.parameters())
     with pytest.raises(ShapeError, match="16, 16"):
         project(made, pictures[..., :8], label)
+
+
+def test_projection_keeps_the_best_of_its_four_starts():
+    made, label = system().eval(), Condition(label=torch.tensor([0, 1]))
+    with torch.no_grad():
+        pictures = made.decode(made.draw(RowRandom(5, [0, 1])), label)
+        starts = latent.draw(made, range(8), seed=derive(3, "projection"))
+        errors = (made.decode(starts, label.repeat(4)) - pictures.repeat_interleave(4, 0)).square().flatten(1).mean(1)
+    found = project(made, pictures, label, seed=3, steps=1, lr=1e-6)
+    torch.testing.assert_close(found.error, errors.view(2, 4).amin(1).sqrt(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.latent, starts.view(2, 4, 5)[range(2), errors.view(2, 4).argmin(1)])
 
 
 def test_draw_is_the_noise_of_a_sample():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from condgen.errors import ConfigError, ShapeError
+from condgen.losses.adversarial import fake_loss, generator_loss, real_loss
 from condgen.metrics.classifier import ClassifierOptions, train_classifier
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.acgan import AcGan, class_loss
@@ -191,6 +192,7 @@ def test_a_judge_of_real_pictures_agrees_after_a_hundred_steps_on_the_class_term
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 80 s on a free core
 @pytest.mark.skipif(not (SHARED / "mnist/mnist.npz").is_file(), reason="no shared data")
 def test_mnist_digits_are_those_that_were_asked_for(tmp_path, monkeypatch):
     """Dossier check 3: an independent classifier reads more than 95 % of the digits, none collapsed to one picture."""
@@ -211,6 +213,51 @@ def test_mnist_digits_are_those_that_were_asked_for(tmp_path, monkeypatch):
     scores = {s["name"]: s for s in json.loads(file.read_text())["scores"]}
     assert scores["class_accuracy"]["value"] > 0.95
     assert scores["ms_ssim"]["value"] < scores["ms_ssim"]["ceiling"] + 0.1
+
+
+def test_a_table_discriminator_learns_p_over_p_plus_q():
+    """The optimal D of Goodfellow et al. 2014, from the losses that this system uses; 2 ln 2 where p = q."""
+    at = torch.linspace(-2, 2, 21)
+    p, q = (torch.softmax(-((at - m) ** 2), 0) for m in (-0.5, 0.5))
+    for other in (q, p):
+        logits = torch.zeros(21, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], 0.1)
+        for _ in range(300):
+            loss = (p * F.softplus(-logits) + other * F.softplus(logits)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.testing.assert_close(logits.sigmoid(), p / (p + other), atol=1e-3, rtol=0)
+    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-4)
+    uniform = real_loss(logits.detach(), "bce") + fake_loss(logits.detach(), "bce")
+    assert uniform.item() == pytest.approx(2 * math.log(2), abs=1e-3)
+
+
+@pytest.mark.parametrize("logit", [-20.0, 0.0, 3.0])
+def test_the_generator_loss_does_not_saturate(logit):
+    at = torch.tensor([logit], requires_grad=True)
+    generator_loss(at, "bce").backward()
+    assert at.grad.item() == pytest.approx(1 / (1 + math.exp(-logit)) - 1, abs=1e-6)  # -1 at -20, where -ln(1-D) has 0
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "projection"])
+def test_a_conditional_d_learns_which_pictures_belong_to_which_class(conditioning):
+    """Swapping the classes of real pairs raises D's loss after training: they look like another class's fakes."""
+    labels = torch.arange(10) % 5
+    pixels = torch.full((10, 3, 16, 16), -1.0)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, :, 3 * label : 3 * label + 3] = 1
+    system = tiny(conditioning=conditioning, batchnorm=False, discriminator_width=0.25)
+    optimizer = torch.optim.Adam(system.discriminator.parameters(), 2e-3)
+    right, wrong = Condition(label=labels), Condition(label=(labels + 1) % 5)
+    for _ in range(60):
+        loss = real_loss(system.discriminator(pixels, right)[0], "bce")
+        loss = loss + fake_loss(system.discriminator(pixels, wrong)[0], "bce")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    real, swapped = (real_loss(system.discriminator(pixels, c)[0], "bce").item() for c in (right, wrong))
+    assert swapped > real + 1
 
 
 def test_projection_is_an_inner_product_with_summed_features():
