@@ -101,7 +101,9 @@ def test_labels_are_tags_in_their_colour_and_names_may_lack():
     tint = tuple(round(255 - (255 - c) * 0.14) for c in ImageColor.getrgb(COLOURS[1]))
     assert find(page, tint)[1] > 200
     soft = asked_cells(Condition(label=torch.tensor([[0.2, 0.8], [0.0, 0.0]])), (96, 96), ["fox", "owl"])
-    assert [c.label for c in soft] == ["owl", ""]
+    assert [c.label for c in soft] == ["0.8 owl + 0.2 fox", ""]
+    asked = Condition(label=torch.tensor([[1.0, -1.0, 1.0], [0.0, 1.0, 0.0]]))
+    assert [c.label for c in asked_cells(asked, (96, 96), ["fox", "owl"])] == ["fox + class 2 - owl", "owl"]
 
 
 def test_boxes_and_keypoints_are_drawn_where_they_are():
