@@ -79,6 +79,7 @@ def probe(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> ClipInfo:
         if kind == "picture":
             head = read_header(path, max_pixels=max_pixels)
             return ClipInfo(stacked(head.width, head.height), 0.0, head.width, head.width, None)
+        _refuse_short(path, kind, max_pixels)
         with _Opened(path, kind, max_pixels) as (container, stream):
             first = next(_decoded(container, stream, max_pixels), None)
             if first is None:
@@ -180,7 +181,8 @@ def _naming(path: Path | str) -> Iterator[None]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     except Exception as error:
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        # FFmpeg's own words, without the number and the whole path
+        reason = str(getattr(error, "strerror", None) or error).split("\n")[0][:200] or type(error).__name__
         raise DataError(f"{name}: it cannot be decoded: {reason}") from error
 
 
