@@ -102,8 +102,12 @@ def test_windows_by_count(one):
     assert levels(clips(one).sample(0, None).target) == [8, 9, 10, 11]  # the centre of 20
     assert levels(clips(one, window="first").sample(0, rng.generator(3)).target) == [0, 1, 2, 3]
     assert levels(clips(one, stride=5).sample(0, None).target) == [2, 7, 12, 17]
-    starts = {levels(clips(one).sample(0, rng.generator(i)).target)[0] for i in range(150)}
-    assert starts == set(range(17))
+    data = clips(one)
+    counts = [0] * 17
+    for place in range(1700):
+        counts[data._picks(0, place / 1700)[0]] += 1
+    assert set(counts) == {100} and data._picks(0, 1.0)[0] == 16  # every place, and equally often
+    assert len({levels(data.sample(0, rng.generator(i)).target)[0] for i in range(8)}) > 2
     row = clips(one, past=3).sample(0, None)
     assert levels(row.frames) == [7, 8, 9] and levels(row.target) == [10, 11, 12, 13]
     row = clips(one, past=1, overlap=True).sample(0, None)
