@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +26,31 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
+def by_class(pixels: Tensor) -> Tensor:
+    """Maps of classes (..., C, H, W), +1 in the channel of a pixel's class and -1 in the others, -> uint8
+    (..., 3, H, W): one colour a class, as far apart as C allows. Anything else is returned as it is.
+
+    Maps of 3 classes are RGB pictures already: pure red, green and blue."""
+    classes = pixels.shape[-3]
+    if classes in (1, 3) or not _one_hot(pixels):
+        return pixels
+    turn = torch.arange(classes) * 0.618034  # the golden ratio spreads any number of hues evenly
+    light = torch.tensor([1.0, 0.72, 0.5])[torch.arange(classes) % 3]
+    hue = (turn[:, None] + torch.tensor([0.0, 1 / 3, 2 / 3])) % 1  # of red, green and blue
+    colours = (((6 * hue - 3).abs() - 1).clamp(0, 1) * light[:, None] * 255).round().to(torch.uint8)
+    return colours[pixels.argmax(-3).cpu()].movedim(-1, -3)
+
+
+def _one_hot(pixels: Tensor) -> bool:
+    low, high = (0, 255) if pixels.dtype == torch.uint8 else (-1, 1)
+    ends = ((pixels == low) | (pixels == high)).all()
+    return bool(ends) and bool(((pixels == high).sum(-3) == 1).all())
+
+
 def to_rgb(pixels: Tensor) -> Image.Image:
-    """For looking at: alpha is laid on white, and of 2 or more than 4 channels the first is shown in grey."""
+    """For looking at: classes in colours, alpha on white; of 2 or more than 4 other channels the first in grey."""
+    if pixels.dim() == 3:
+        pixels = by_class(pixels)
     if pixels.dim() == 3 and pixels.shape[0] not in (1, 3, 4):
         pixels = pixels[:1]
     picture = to_pil(pixels)
