@@ -39,9 +39,9 @@ MAX_COLOURS = 40
 NEAR = 24.0  # RGB distance to a palette colour: what JPEG does to flat areas
 APART = 48.0  # least RGB distance of two palette colours
 FLAT = 24  # largest difference between a pixel and its neighbours, in 0..255, in a flat area
-LEAST_SHARE = 0.002  # of the flat pixels, for a colour to be a class
+LEAST_SHARE = 0.001  # of the flat pixels, for a colour to be a class
 COVERED = 0.97  # of the flat pixels, by the palette
-FLAT_SHARE = 0.4  # of all pixels
+FLAT_SHARE = 0.2  # of all pixels
 RESAMPLES = 200  # of the rows, for the standard error
 
 
@@ -76,7 +76,7 @@ def find_labels(dataset: RowDataset, *, sure: bool = False, seed: int = 0) -> La
 
     One-hot sources (ImageSpec.classes) are label maps. Others are when, of the flat pixels (no neighbour differs by
     more than 24 of 255) of the first 64 maps drawn by seed, 97 % lie within an RGB distance of 24 of at most 40
-    colours; these are at least 48 apart and cover 0.2 % each; there are 3 or more (a line drawing has 2); and 40 % of
+    colours; these are at least 48 apart and cover 0.1 % each; there are 3 or more (a line drawing has 2); and 20 % of
     all pixels are flat. `sure`: without these limits, DataError where there are not even 2 colours.
     """
     spec = dataset.provides.image
@@ -151,11 +151,11 @@ def _rgb(maps: Tensor) -> Tensor:
 class SegmenterOptions:
     """The shape of a segmenter and how it is trained. size: side of the pictures it sees, in pixels."""
 
-    steps: int = 500
+    steps: int = 300
     batch_size: int = 16
     lr: float = 3e-3
     weight_decay: float = 0.01
-    width: int = 16
+    width: int = 12
     size: int = 64
 
 
