@@ -89,10 +89,10 @@ class Folder(RowDataset):
         if not self.root.is_dir():
             raise DataError(f"data.root={root!r} is not a folder")
         everything = _all_splits(self.root)
-        self.rows = _choose(everything, split, holdout)
+        self.rows = choose_rows(everything, split, holdout)
         known = [row for rows in everything.values() for row in rows]
-        self.label_names = _classes("label", [row.label for row in known])
-        self.box_names = _classes("box_labels", [c for row in known for c in row.box_labels or ()])
+        self.label_names = class_values("label", [row.label for row in known])
+        self.box_names = class_values("box_labels", [c for row in known for c in row.box_labels or ()])
         self._label_index = {name: i for i, name in enumerate(self.label_names)}
         self._box_index = {name: i for i, name in enumerate(self.box_names)}
         self._asked = channels or None
@@ -307,7 +307,8 @@ def _rows(folder: Path, root: Path) -> list[Row]:
     return read_manifest(file, root) if file.is_file() else scan(folder, root)
 
 
-def _choose(everything: dict[str, list[Row]], split: str, holdout: float) -> list[Row]:
+def choose_rows(everything: dict[str, list[Row]], split: str, holdout: float) -> list[Row]:
+    """The rows of a split; `everything` has one list for each split folder, or one under "" that a hash divides."""
     if split == "all":
         return [row for rows in everything.values() for row in rows]
     if "" not in everything:
@@ -329,7 +330,7 @@ def _choose(everything: dict[str, list[Row]], split: str, holdout: float) -> lis
     return [row for row, value in zip(rows, hashes, strict=True) if (value < limit) == (split != "train")]
 
 
-def _classes(name: str, given: Sequence[int | str | None]) -> tuple[int | str, ...]:
+def class_values(name: str, given: Sequence[int | str | None]) -> tuple[int | str, ...]:
     """Class values in the order of their index: 0..max for numbers, sorted names for strings."""
     values = {value for value in given if value is not None}
     numbers = {v for v in values if isinstance(v, int)}
