@@ -4,7 +4,7 @@ by label recovery where the source is a label map."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -47,8 +47,11 @@ class Image2Image(Task):
 
     conditions: ClassVar[tuple[str, ...]] = ("image",)
 
-    def __init__(self, *, grid_rows: int = 8, labels: Literal["auto", "on", "off"] = "auto") -> None:
-        self.grid_rows, self.labels = grid_rows, labels
+    def __init__(self, *, grid_rows: int = 8, labels: bool | str = "auto") -> None:
+        known = {True: "on", False: "off"}  # what yaml makes of on and off
+        self.grid_rows, self.labels = grid_rows, known[labels] if isinstance(labels, bool) else labels
+        if self.labels not in ("auto", "on", "off"):
+            raise ConfigError(f"eval.labels={labels!r}: choose auto, on or off")
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         train_data, test_data = built.train_data, built.test_data
@@ -95,8 +98,10 @@ class Image2Image(Task):
         )
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
         assert condition.image is not None
-        shown = pixels_to_float(by_class(condition.image.pixels))  # classes as colours have edges and brightness
-        source = resize(shown, (real.shape[-2], real.shape[-1]))
+        drawn = condition.image.pixels
+        if built.spec.image is not None and built.spec.image.classes:
+            drawn = pixels_to_float(by_class(drawn, sure=True))  # colours have edges and brightness
+        source = resize(drawn, (real.shape[-2], real.shape[-1]))
         scores = paired_scores(fake, real, source, seen, about=about, seed=options.seed)
         if count >= KID_ROWS:
             scores += quality_scores(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from condgen.pipeline import Pipeline
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-CLIPS = (".mp4", ".webm", ".gif")  # what a video is written as
+CLIPS = (".mp4", ".webm", ".gif", ".avi")  # what a video is written as
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv")
 RECORD = "translate.json"
 SHOW_SECONDS = 10.0
@@ -108,7 +108,7 @@ def planned(source: str, out: Path, suffix: str) -> tuple[list[Job], bool]:
         single = taken[name.with_suffix("").as_posix()] == 1
         # a.jpg and a.png of one folder become a.jpg.png and a.png.png
         target = out / (name.with_suffix(suffix) if single else name.with_name(name.name + suffix))
-        if target.resolve() == path.resolve():
+        if os.path.realpath(target) == os.path.realpath(path):
             raise ConfigError(f"{target} would replace its source; give another folder with -o")
         jobs.append((name.as_posix(), target, path))
     return jobs, True
@@ -265,10 +265,12 @@ def _translate_video(given: Any, source: Path, out: Path) -> int:
 
     suffix = out.suffix.lower()
     if suffix and suffix not in CLIPS:
-        raise ConfigError(f"-o {out}: a video becomes {', '.join(CLIPS)}, or a folder of PNG frames without a suffix")
+        raise ConfigError(
+            f"-o {out}: a video becomes {', '.join(CLIPS)}, or without a suffix a new folder of PNG frames"
+        )
     if out.resolve() == source.resolve():
         raise ConfigError(f"-o {out} is the source itself; give another file")
-    if out.is_dir() and (suffix or any(out.iterdir())):
+    if out.is_dir():
         raise ConfigError(f"-o {out} is a folder that is there; give a new one, or {out / source.stem}.mp4")
     if out.is_file() and not suffix:
         raise ConfigError(f"-o {out} is a file; frames need a folder")
@@ -283,7 +285,7 @@ def _translate_video(given: Any, source: Path, out: Path) -> int:
             count += 1
             yield frame
 
-    write_clip(out, counted(), fps=clip.fps)
+    write_clip(out, counted(), fps=clip.fps, comment=pipe.info.attribution)
     print(f"{count} frames translated at {clip.fps:g} a second, without sound: {out}")
     return 0
 

@@ -26,18 +26,18 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def by_class(pixels: Tensor) -> Tensor:
+def by_class(pixels: Tensor, *, sure: bool = False) -> Tensor:
     """Maps of classes (..., C, H, W), +1 in the channel of a pixel's class and -1 in the others, -> uint8
-    (..., 3, H, W): one colour a class, as far apart as C allows. Anything else is returned as it is.
+    (..., 3, H, W): one colour and brightness a class. Anything else is returned as it is.
 
-    Maps of 3 classes are RGB pictures already: pure red, green and blue."""
+    sure   they are maps of classes. Otherwise 3 channels are an RGB picture, in red, green and blue if need be."""
     classes = pixels.shape[-3]
-    if classes in (1, 3) or not _one_hot(pixels):
+    if not sure and (classes in (1, 3) or not _one_hot(pixels)):
         return pixels
-    turn = torch.arange(classes) * 0.618034  # the golden ratio spreads any number of hues evenly
-    light = torch.tensor([1.0, 0.72, 0.5])[torch.arange(classes) % 3]
-    hue = (turn[:, None] + torch.tensor([0.0, 1 / 3, 2 / 3])) % 1  # of red, green and blue
-    colours = (((6 * hue - 3).abs() - 1).clamp(0, 1) * light[:, None] * 255).round().to(torch.uint8)
+    at = torch.arange(classes)
+    hue, light = (at * 0.7548777) % 1, (at * 0.5698403 + 0.5) % 1  # the R2 sequence: far apart for any number
+    wheel = (6 * ((hue[:, None] + torch.tensor([0.0, 2 / 3, 1 / 3])) % 1) - 3).abs().sub(1).clamp(0, 1)
+    colours = ((0.25 + 0.75 * wheel) * (0.3 + 0.7 * light[:, None]) * 255).round().to(torch.uint8)
     return colours[pixels.argmax(-3).cpu()].movedim(-1, -3)
 
 
