@@ -38,12 +38,12 @@ class Given(NamedTuple):
 
 
 def checkerboards(x: Tensor) -> tuple[Area, Area]:
-    """The two checkerboards of the size of x (..., H, W): positions with odd row + column, then with even."""
+    """The two checkerboards of the size of x (..., H, W): positions with even row + column, then with odd."""
     height, width = x.shape[-2:]
     rows = torch.arange(height, device=x.device)
     odd = ((rows[:, None] + torch.arange(width, device=x.device)) % 2).to(x.dtype)[None, None]
     count = height * width // 2
-    return Area(odd, count), Area(1 - odd, height * width - count)
+    return Area(1 - odd, height * width - count), Area(odd, count)
 
 
 class WeightNormConv2d(nn.Module):
@@ -167,7 +167,7 @@ class Coupling(nn.Module):
 
     def _scale_and_shift(self, kept: Tensor, area: Area, given: Given) -> tuple[Tensor, Tensor]:
         """(s, t), both 0 where nothing changes."""
-        shift, raw = self.net(kept, given).to(kept.dtype).chunk(2, dim=1)
+        raw, shift = self.net(kept, given).to(kept.dtype).chunk(2, dim=1)
         if area.mask is None:
             return raw.tanh() * self.factor, shift
         return raw.tanh() * (self.factor * area.mask), shift * area.mask
