@@ -191,7 +191,7 @@ def test_a_coupling_reads_only_what_it_keeps():
         assert torch.equal(jacobian[~moved], torch.eye(x.numel(), dtype=x.dtype)[~moved])
 
 
-def test_squeeze_order_of_the_dossier_and_its_inverse():
+def test_squeeze_order_and_its_inverse():
     x = torch.arange(8.0).view(1, 2, 2, 2)
     squeezed = F.pixel_unshuffle(x, 2)
     assert squeezed.flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -283,7 +283,7 @@ def test_autocast_narrows_the_networks_alone():
     assert half[0].dtype == half[1].dtype == torch.float32
 
 
-def test_logits_and_their_log_determinant_as_in_the_dossier():
+def test_logits_and_their_log_determinant_as_computed_by_hand():
     k = torch.tensor([0.0, 1, 128, 255], dtype=torch.float64).view(4, 1)
     u = torch.tensor([0, 0.25, 0.5, 0.999], dtype=torch.float64).view(4, 1)
     unit = dequantise(k / 127.5 - 1, u)
