@@ -234,6 +234,9 @@ def test_gradient_reaches_the_condition_both_ways_and_every_parameter(options):
     assert all(value.grad.flatten(1).abs().sum(1).all() for value in context.values())
     silent = [key for key, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
+    for module in flow.modules():
+        if isinstance(module, Coupling):  # the stem and the block each have their bias
+            assert all(part.any() for part in module.net.bias.weight.grad.chunk(2))
     for value in context.values():
         value.grad = None
     flow.eval().inverse(draw(3, 2, 4, 4), **context).square().sum().backward()

@@ -145,6 +145,9 @@ def test_the_loss_is_the_mean_of_log_prob_in_bits_per_dimension():
 def test_the_penalty_is_the_released_one():
     """Against nats per picture: squares of weight norm's gains and of the factors, nothing else."""
     plain, system, data = tiny(), tiny(scale_l2=0.01), Batch(pictures(), Condition())
+    for module in [*plain.modules(), *system.modules()]:
+        if isinstance(module, Coupling):
+            module.factor.data.fill_(0.5)  # 0 at first
     base, losses = plain.nll_loss(data, StepRandom(0, rows=4)), system.nll_loss(data, StepRandom(0, rows=4))
     named = [p for n, p in system.named_parameters() if n.split(".")[-1] in ("gain", "factor")]
     assert sum(p.dim() == 4 for p in named) == 10 * 6 and sum(p.dim() == 3 for p in named) == 10
