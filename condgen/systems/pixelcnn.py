@@ -157,7 +157,7 @@ class PixelCnn(System):
             else:
                 steps = PlainSteps(network.net, canvas, self.draws, vector, maps)
             self._draw(steps, uniform, canvas, temperature)
-        return canvas.float()
+        return quantise(canvas.float(), self.values)
 
     def _draw(self, steps: Steps, uniform: Tensor, canvas: Tensor, temperature: float) -> None:
         """Fills `canvas` (B, C, H, W) in raster order."""
@@ -195,7 +195,7 @@ class PixelCnn(System):
             raise ShapeError(
                 f"pictures have shape {tuple(target.shape[1:])}; this system was built for {self.target_spec.shape}"
             )
-        pixels = target if target.dtype == torch.float64 else target.float()
+        pixels = target.to(next(self.network.net.parameters()).dtype)
         return quantise(pixels) if self.values == 256 else torch.where(pixels >= 0, 1.0, -1.0).to(pixels.dtype)
 
     def _sizes(self) -> list[tuple[int, int]]:
