@@ -110,11 +110,12 @@ class PixelCnnSteps:
 
     def __init__(self, net: PixelCnn2016, rows: int, width: int, vector: Tensor | None, maps: Tensor | None) -> None:
         self.first = LineConv.of(net.first, rows, width)
+        blocks: list[Block] = list(net.blocks)  # type: ignore[arg-type]
         self.blocks = [
             tuple(LineConv.of(conv, rows, width) for conv in (block.narrow, block.wide, block.widen))
-            for block in net.blocks
+            for block in blocks
         ]
-        self.told = [block.told(vector, maps) for block in net.blocks]
+        self.told = [block.told(vector, maps) for block in blocks]
         self.head = HeadSteps(net.head, rows, width)
 
     def start_row(self, row: int) -> None:

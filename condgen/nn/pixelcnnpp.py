@@ -7,7 +7,7 @@ the rows above, ul also the pixels to the left. Nothing has seen anything of its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,11 @@ from condgen.nn.weight_norm import WeightNormConv2d, calibrate
 if TYPE_CHECKING:
     from condgen.nn.pixelcnnpp_steps import PixelCnnPpSteps
 
-ABOVE = {"kernel": (2, 3), "pad": (1, 1, 1, 0)}  # down-shifted: this row and the one above, columns beside
-LEFT = {"kernel": (2, 2), "pad": (1, 0, 1, 0)}  # down-right-shifted: also nothing to the right
+ABOVE: dict[str, Any] = {
+    "kernel": (2, 3),
+    "pad": (1, 1, 1, 0),
+}  # down-shifted: this row and the one above, columns beside
+LEFT: dict[str, Any] = {"kernel": (2, 2), "pad": (1, 0, 1, 0)}  # down-right-shifted: also nothing to the right
 
 
 class GatedResnet(nn.Module):

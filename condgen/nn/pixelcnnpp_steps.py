@@ -125,9 +125,10 @@ class Scale:
         self.up[-1].into, self.minus_top = self.top.split(features, 1)
         self.top_elu = torch.zeros_like(self.top)
         self.skips = [[self.top_elu, *column[::-1]] for column in entering]
-        self.halve_u, self.halve = row_conv(net.halve_u[at], rows, width), line_conv(net.halve_ul[at], rows, width)
-        up, across = net.double_u[at], net.double_ul[at]  # type: ignore[assignment]
-        self.double_u = (up.folded(), up.b)
+        halvings: Any = (net.halve_u[at], net.halve_ul[at], net.double_u[at], net.double_ul[at])
+        self.halve_u, self.halve = row_conv(halvings[0], rows, width), line_conv(halvings[1], rows, width)
+        up, across = halvings[2:]
+        self.double_u: tuple[Tensor, Tensor] = (up.folded(), up.b)
         self.double = across.folded().permute(0, 2, 3, 1).flatten(1).contiguous()  # (F, 2 rows x 2 columns x F)
         self.double_bias = across.b.repeat(4)
         self.kept_u: Tensor | None = None  # (B, 2, W, F) from the coarser scale

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ class PixelCnn(System):
         colours = target.channels
         outputs = parameter_count(mixtures, colours) if self.mixture else values * colours
         self.draws = 1 if self.mixture else colours  # draws a pixel
-        sizes = {
+        sizes: dict[str, Any] = {
             "width": width, "blocks": blocks, "head_width": head_width or width, "colours": self.draws,
             "vector": stack.widths["vector"], "maps": stack.widths["map"], "save_memory": checkpoint_activations,
         }  # fmt: skip
