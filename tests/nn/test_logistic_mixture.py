@@ -82,7 +82,9 @@ def test_all_colours_together_have_mass_one():
 def test_draws_are_distributed_as_the_masses_say(colours):
     random, values, many = torch.Generator().manual_seed(0), 4, 100_000
     parameters = torch.randn(1, parameter_count(3, colours), generator=random).double()
-    parameters[:, 3:] *= 0.7
+    rest = parameters[:, 3:].unflatten(1, (colours, -1, 3))
+    rest[:, :, 1] = -1.5
+    rest[:, :, 2:] = 1.0  # green and blue hang on what was drawn before them
     grid = torch.linspace(-1, 1, values).double()
     every = torch.tensor(list(itertools.product(grid.tolist(), repeat=colours))).double()
     expected = mixture_log_prob(parameters[:, :, None].expand(len(every), -1, -1), every[..., None], values=values)
@@ -91,7 +93,9 @@ def test_draws_are_distributed_as_the_masses_say(colours):
     place = ((drawn + 1) * (values - 1) / 2).round().long()
     code = (place * values ** torch.arange(colours - 1, -1, -1)).sum(1)
     share = torch.bincount(code, minlength=len(every)).double() / many
-    assert (share - expected[:, 0].exp()).abs().max() < 5 * (0.25 / many) ** 0.5
+    expected = expected[:, 0].exp()
+    assert ((share - expected).abs() < 5 * (expected / many).sqrt() + 5 / many).all()
+    torch.testing.assert_close(drawn, grid[place])
 
 
 def test_a_low_temperature_keeps_to_the_likeliest_component_and_its_mean():
