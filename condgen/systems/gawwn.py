@@ -156,7 +156,7 @@ class Gawwn(System):
         return {"loss": generator_loss(self._scored(self._judge(fake, batch.condition, random)), self.loss)}
 
     def _scored(self, logits: Tensor) -> Tensor:
-        """The same logits of fakes; their mean probability enters the running score of variant "mpii"."""
+        """The logits of fakes as they are; their mean probability enters the running score of variant "mpii"."""
         if self.people:
             with torch.no_grad():
                 self.fake_score.lerp_(logits.float().sigmoid().mean(), 1 - SCORE_DECAY)
