@@ -6,21 +6,28 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from condgen import config as configuration
 from condgen.commands import arguments
 from condgen.config.schema import Option, convert, options_of_call, suggest
 from condgen.errors import ConfigError, DataError
+from condgen.systems.base import HasCompletion
 from condgen.types import FIELDS
 
+if TYPE_CHECKING:
+    from condgen.pipeline import Pipeline
+
 PICTURES = (".png", ".jpg", ".webp")
+POINTS = ".json"
 
 EPILOG = """\
 examples:
   condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
   condgen sample runs/NAME --label animals-nature --boxes 0.1,0.1,0.6,0.6
   condgen sample runs/NAME --from conditions.jsonl --separate out/
+
+  condgen sample KEYPOINT_RUN --text "a red fox" --keypoints some.json --num 4 -o points.json
 
 A flag that is repeated gives one row of the grid each; a flag given once serves every row. Each line of
 conditions.jsonl is an object with some of: text, label, boxes, keypoints, image, frames.
@@ -48,13 +55,17 @@ def main(words: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(words)
 
     out = Path(given.out or "samples.png")
-    if out.suffix.lower() not in PICTURES:
+    if out.suffix.lower() not in (*PICTURES, POINTS):
         raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}")
 
     import condgen
 
     conditions = asked(given)
     pipe = condgen.load(given.run, device=given.device)
+    if isinstance(pipe.system, HasCompletion):
+        return complete(pipe, given, conditions, out)
+    if out.suffix.lower() == POINTS:
+        raise ConfigError(f"-o {out}: only a run of keypoint_gan writes points; give {', '.join(PICTURES)}")
     options = sampler_options(type(pipe.system), given.words)
     num = given.num if given.num is not None else (1 if given.style else 8)
     style = given.style[0] if given.style and len(given.style) == 1 else given.style
@@ -69,6 +80,24 @@ def main(words: Sequence[str]) -> int:
         except OSError as error:
             raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
         print(out)
+    return 0
+
+
+def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, Any], out: Path) -> int:
+    """Keypoints as JSON for --keypoints of another run, and their layouts as a picture."""
+    if given.style or given.separate:
+        raise ConfigError("--style and --separate are for pictures; completed keypoints all go into one .json file")
+    options = sampler_options(type(pipe.system), given.words, call="complete")
+    made = pipe.complete(
+        **conditions, num=given.num or 1, seed=given.seed, batch_size=given.batch_size, **options
+    )  # fmt: skip
+    try:
+        print(made.save(out.with_suffix(POINTS)))
+        if out.suffix.lower() != POINTS:
+            made.grid().save(out)
+            print(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
     return 0
 
 
@@ -143,9 +172,9 @@ def _parsed(text: str, source: str) -> Any:
         raise DataError(f"{source}: not JSON: {error}") from None
 
 
-def sampler_options(system: type, words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as keyword options of the system's `sample`, checked against its signature."""
-    known: dict[str, Option] = options_of_call(system.sample, without=("random",))  # type: ignore[attr-defined]
+def sampler_options(system: type, words: Sequence[str], *, call: str = "sample") -> dict[str, Any]:
+    """`key=value` words as keyword options of the system's `sample` (or `complete`), checked against its signature."""
+    known: dict[str, Option] = options_of_call(getattr(system, call), without=("random",))
     out = {}
     for name, value in configuration.read_words(words).tree.items():
         if name not in known:

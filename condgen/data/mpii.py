@@ -41,7 +41,7 @@ MAT_PLACES = (
     "mpii_human_pose_v1_u12_1.mat",
     "annotations/mpii_human_pose_v1_u12_1.mat",
 )
-PERSON = 200 * 1.1  # pixels of the crop's side, in units of the annotated scale
+PERSON = 220.0  # pixels of the crop: 200 x 1.1, in units of the annotated scale
 PARTITIONS = ("train", "val", "test")
 
 

@@ -47,7 +47,7 @@ class FinderOptions:
     spread   width of the heatmaps it is shown, in cells of the map (size / 4 of them on a side)
     """
 
-    steps: int = 500
+    steps: int = 800
     batch_size: int = 32
     lr: float = 3e-3
     weight_decay: float = 0.01
@@ -70,8 +70,8 @@ class Finder(nn.Module):
         self.fine = nn.Sequential(_step(channels, w, 2), _step(w, 2 * w, 2))  # to size / 4
         self.middle, self.coarse = _step(2 * w, 4 * w, 2), nn.Sequential(_step(4 * w, 8 * w, 2), _step(8 * w, 8 * w))
         self.widest = nn.Sequential(_step(8 * w, 8 * w, 2), _step(8 * w, 8 * w))
-        self.join = nn.ModuleList([_step(16 * w, 4 * w), _step(8 * w, 2 * w), _step(4 * w, 4 * w)])
-        self.maps = nn.Conv2d(4 * w, points, 1)
+        self.join = nn.ModuleList([_step(16 * w, 4 * w), _step(8 * w, 2 * w), _step(4 * w, 2 * w)])
+        self.maps = nn.Conv2d(2 * w, points, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """float (B, channels, H, W) in [-1, 1] -> places; see the class."""
@@ -162,7 +162,7 @@ def _fit(made: Finder, images: Tensor, places: Tensor, seen: Tensor, draws: torc
         if maps is not None:
             gap = (cells(side).to(device)[None, None] - asked[:, :, None]).square().sum(-1) * side**2
             heat = (-gap / (2 * options.spread**2)).softmax(-1)
-            away = away + 0.1 * -(heat * maps).sum(-1)
+            away = away - (heat * maps).sum(-1)
         return (away * weight).sum() / weight.sum().clamp(min=1)
 
     fit.fit(
