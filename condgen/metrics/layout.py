@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,9 @@ def point_hits(shown: Drawn, asked: Keypoints, names: Sequence[str]) -> Tensor:
 def plain(real: Tensor, condition: Condition, names: Sequence[str] = ()) -> bool:
     """Whether the foreground rule can be trusted on these real pictures: it finds what they show, see PLAIN."""
     shown = drawn(real)
-    found = [float(hits(shown, condition).mean()) for _, hits in _of_foreground(condition, names)]
+    found = [
+        float(hits(shown, getattr(condition, place)).mean()) for _, place, hits in _of_foreground(condition, names)
+    ]
     return bool(found) and min(found) >= PLAIN
 
 
@@ -109,20 +112,20 @@ def layout_scores(
     about     signature fields that the caller knows: data, split
     """
     made = []
-    for name, shown_by, hits, fields in _measures(condition, names, finders or {}):
+    for name, place, shown_by, hits, fields in _measures(condition, names, finders or {}):
         of_fake, of_real = shown_by(fake), shown_by(real)
-        place = "boxes" if name == "box_iou" else "keypoints"
         alone = Condition(**{place: getattr(condition, place)})
         other = alone.index(alone.mismatch(rng.generator(seed, "another place", place)))
-        values = hits(of_fake, alone)
+        mine, theirs = getattr(alone, place), getattr(other, place)
+        values = hits(of_fake, mine)
         if not len(values):
             continue
         made.append(
             Score(
                 name=name,
                 value=float(values.mean()),
-                floor=float(hits(of_fake, other).mean()),
-                ceiling=float(hits(of_real, alone).mean()),
+                floor=float(hits(of_fake, theirs).mean()),
+                ceiling=float(hits(of_real, mine).mean()),
                 error=float(values.std(correction=0)) / len(values) ** 0.5,
                 signature=signature(name, n=len(values), **fields, **about, seed=seed),
             )
@@ -130,42 +133,41 @@ def layout_scores(
     return made
 
 
-Hits = Callable[[Any, Condition], Tensor]
-Measure = tuple[str, Callable[[Tensor], Any], Hits, dict[str, object]]
+Hits = Callable[[Any, Any], Tensor]
+Measure = tuple[str, str, Callable[[Tensor], Any], Hits, dict[str, object]]
 
 
 def _measures(condition: Condition, names: Sequence[str], finders: Mapping[str, Finder]) -> list[Measure]:
-    """(score, what a picture shows, hits per row, signature fields) of everything that can be measured."""
+    """(score, field, what a picture shows, hits per row, signature fields) of everything that can be measured."""
     rule: dict[str, object] = {"foreground": f"rim{THRESHOLD}"}
     found: list[Measure] = [
-        (name, drawn, hits, rule)
-        for name, hits in _of_foreground(condition, names)
-        if ("boxes" if name == "box_iou" else "keypoints") not in finders
+        (name, place, drawn, hits, rule)
+        for name, place, hits in _of_foreground(condition, names)
+        if place not in finders
     ]
     for place, finder in finders.items():
         fields: dict[str, object] = {"finder": finder.fingerprint}
         if place == "boxes":
-            found.append(("box_iou", finder.find, _found_box_hits, fields))
+            found.append(("box_iou", place, finder.find, _found_box_hits, fields))
         else:
-            sigmas = sigmas_of(names, finder.points)
-            found.append((f"pck@{REACH}", finder.find, lambda xy, asked: near(xy, asked.keypoints), fields))
-            oks: Hits = lambda xy, asked, sigmas=sigmas: similarity(xy, asked.keypoints, sigmas)  # noqa: E731
-            found.append(("oks", finder.find, oks, {**fields, "sigma": f"coco,else{OTHER_SIGMA}"}))
+            alike = partial(similarity, sigmas=sigmas_of(names, finder.points))
+            found.append((f"pck@{REACH}", place, finder.find, near, fields))
+            found.append(("oks", place, finder.find, alike, {**fields, "sigma": f"coco,else{OTHER_SIGMA}"}))
     return found
 
 
-def _of_foreground(condition: Condition, names: Sequence[str]) -> list[tuple[str, Hits]]:
-    found: list[tuple[str, Hits]] = []
+def _of_foreground(condition: Condition, names: Sequence[str]) -> list[tuple[str, str, Hits]]:
+    """(score, field, hits per row) of what the foreground rule can measure."""
+    found: list[tuple[str, str, Hits]] = []
     if condition.boxes is not None:
-        found.append(("box_iou", lambda shown, asked: box_hits(shown, asked.boxes)))
+        found.append(("box_iou", "boxes", box_hits))
     if condition.keypoints is not None and names and set(names) <= set(POINTS):
-        found.append((f"pck@{REACH}", lambda shown, asked: point_hits(shown, asked.keypoints, names)))
+        found.append((f"pck@{REACH}", "keypoints", partial(point_hits, names=names)))
     return found
 
 
-def _found_box_hits(corners: Tensor, asked: Condition) -> Tensor:
-    assert asked.boxes is not None
-    around, valid = hull(asked.boxes)
+def _found_box_hits(corners: Tensor, asked: Boxes) -> Tensor:
+    around, valid = hull(asked)
     return iou(corners.flatten(1), around)[valid]
 
 

@@ -65,9 +65,6 @@ def test_every_form_gives_the_same_points_on_their_pixels(tmp_path, form):
 @pytest.mark.parametrize("swap", [True, False])
 def test_a_mirror_keeps_sides_unless_as_released(tmp_path, swap):
     as_npz(tmp_path, write(tmp_path))
-    data = Landmarks(
-        root=str(tmp_path), size=32, skeleton="none" if not swap else "auto", flip_pairs=(), swap_on_flip=swap
-    )
     pairs = Landmarks(root=str(tmp_path), size=32, names=("nose", "left eye", "right eye"), swap_on_flip=swap)
     assert pairs.provides.flip_pairs == ((1, 2),)
     mirrored = 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from condgen import registry
+from condgen import registry, rng
 from condgen.data import _emoji
 from condgen.data import cache as cache_module
 from condgen.data._placement import INK, Place, bounce, measure, paste, resize, room
