@@ -35,6 +35,7 @@ SUPPORT = {
     "checks",
     "cache",
     "archive",
+    "video",
 }  # shared parts in those folders, not entries
 
 

@@ -1,12 +1,13 @@
-"""A class -> a picture. Scored by class accuracy, CAS, MS-SSIM within classes, condition sensitivity and KID.
+"""A class -> a picture. Scored by class accuracy, CAS, MS-SSIM and KID (each class too), condition sensitivity.
 
 With data.ignore=[label,...] and an unconditional system it draws without a class, and KID and FID alone are scored.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from condgen.metrics.classifier import (
     load_labelled,
 )
 from condgen.metrics.diversity import WINDOW, diversity_scores
-from condgen.metrics.quality import quality_scores
+from condgen.metrics.quality import Labels, quality_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 8
 SENSITIVITY_ROWS = 16
+SHRINK = (64, 32)  # px, of class accuracy
+LISTED = 20  # class names that a signature spells out
 LOOKED_THROUGH = 512  # rows that are read to find one of each class
 
 
@@ -51,15 +54,18 @@ class Class2Image(Task):
 
     grid_rows         most rows of the sample grid
     classifier_steps  training steps of the judge and of each classifier of CAS
+    classifier_size   side of the pictures that they see; 64 or 128 asks for detail in large samples, and scores
+                      them shrunk to 64 and 32 px as well
     cas               also train on samples and test on real pictures: three more small trainings
+    per_class         also KID (and FID, from 2,048 pictures of a class) of each class with 50 pictures
     """
 
     def __init__(
         self, *, grid_rows: Annotated[int, Range(1)] = 10, classifier_steps: Annotated[int, Range(1)] = 400,
-        cas: bool = True,
+        classifier_size: Literal[16, 32, 64, 128] = 32, cas: bool = True, per_class: bool = True,
     ) -> None:  # fmt: skip
-        self.grid_rows, self.cas = grid_rows, cas
-        self.classifier = ClassifierOptions(steps=classifier_steps)
+        self.grid_rows, self.cas, self.per_class = grid_rows, cas, per_class
+        self.classifier = ClassifierOptions(steps=classifier_steps, size=classifier_size)
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         data, every = built.train_data, built.options.sample_every
@@ -89,22 +95,27 @@ class Class2Image(Task):
         return [*hooks, sensitivity_hook(probe, every)] if len(probe) > 1 else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
-        """class_accuracy, cas, ms_ssim overall and for each class, KID (FID from 2,048 pictures), sensitivity."""
+        """class_accuracy, cas; ms_ssim and KID (FID from 2,048 pictures) overall and for each class; sensitivity."""
         data, train = built.test_data, built.train_data
         if not isinstance(data, RowDataset) or not isinstance(train, RowDataset):
             raise ConfigError(f"{built.config.data_name} is a stream; scores read rows by number. Use another data set")
         condition, real, _ = rows_of(built, data, options.num_samples, seed=options.seed)
-        _, other, _ = rows_of(built, train, options.num_samples, seed=options.seed)
+        others, other, _ = rows_of(built, train, options.num_samples, seed=options.seed)
         real, other = real[: len(data)], other[: len(train)]  # conditions may be used again; pictures are compared
         ids = list(range(options.num_samples))
         fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
         scores: list[Score] = []
-        if condition.label is not None:
+        labels = None
+        if condition.label is not None and others.label is not None and data.provides.label is not None:
+            names = data.provides.label.names
+            about["labels"] = listed(names)
+            labels = Labels(condition.label, condition.label[: len(real)], others.label[: len(other)], names)
             scores += self.by_class(built, world, fake, condition.label, real, about=about, seed=options.seed)
         scores += quality_scores(
-            fake, real, other, name=options.extractor, about=about, device=world.device, seed=options.seed
-        )
+            fake, real, other, name=options.extractor, about=about, device=world.device, seed=options.seed,
+            labels=labels if self.per_class else None,
+        )  # fmt: skip
         if len(condition) > 1:
             probe = condition.index(slice(0, SENSITIVITY_ROWS))
             for one in condition_sensitivity(system, probe, seed=options.seed):
@@ -122,7 +133,9 @@ class Class2Image(Task):
         if world.is_main:
             self.judge(built, world.device)  # trains it; the others then read it from the cache
         world.barrier()
-        scores = class_scores(self.judge(built, world.device), fake, asked, real, labels, about=about, seed=seed)
+        scores = class_scores(
+            self.judge(built, world.device), fake, asked, real, labels, about=about, seed=seed, shrink=SHRINK
+        )
         if self.cas:
             pictures, truth = load_labelled(train, None, seed=seed, most=len(fake))
             scores += cas_scores(
@@ -157,6 +170,15 @@ def one_of_each(data: RowDataset, most: int) -> list[Sample]:
         if len(found) == classes:
             break
     return [found[label] for label in sorted(found)[:most]]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Which classes a score is about: their names, or of many the first, the last and a hash of all."""
+    plain = [" ".join(name.replace("|", "/").split()) for name in names]
+    if len(plain) <= LISTED:
+        return ",".join(plain)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return f"{plain[0]}..{plain[-1]}({len(plain)})#{digest}"
 
 
 def shared_classes(a: Tensor, b: Tensor) -> bool:

@@ -83,11 +83,15 @@ def needed(cls: type[Trainable], fields: tuple[str, ...] = ()) -> tuple[str, ...
 
 def build(name: str, fields: tuple[str, ...], nullable: bool = False) -> Trainable:
     cls = registry.load("systems", name, Trainable)
-    file = OmegaConf.to_container(OmegaConf.load(registry.path("configs/system", name, ".yaml")))
-    options = {**file.get("system", {}), **file["presets"]["tiny"].get("system", {})}
     spec = ConditionSpec(**{f: SPECS[f] for f in fields}, nullable=nullable)
     torch.manual_seed(0)
-    return cls(condition=spec, target=TARGET, **options)
+    return cls(condition=spec, target=TARGET, **tiny_options(name))
+
+
+def tiny_options(name: str) -> dict[str, object]:
+    """Constructor options of the preset that these tests run."""
+    file = OmegaConf.to_container(OmegaConf.load(registry.path("configs/system", name, ".yaml")))
+    return {**file.get("system", {}), **file["presets"]["tiny"].get("system", {})}
 
 
 def condition(fields: tuple[str, ...], rows: int = ROWS) -> Condition:

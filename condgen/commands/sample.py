@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".webp")
 POINTS = ".json"
+CLIPS = (".mp4", ".webm", ".gif")
 
 EPILOG = """\
 examples:
   condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
   condgen sample runs/NAME --label animals-nature --boxes 0.1,0.1,0.6,0.6
   condgen sample runs/NAME --from conditions.jsonl --separate out/
-
+  condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
+  condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
+  condgen sample runs/NAME --walk "Sandal .. Bag .. Sandal" --num 4 -o walk.mp4
   condgen sample KEYPOINT_RUN --text "a red fox" --keypoints some.json --num 4 -o points.json
 
 A flag that is repeated gives one row of the grid each; a flag given once serves every row. Each line of
@@ -46,26 +49,37 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--frames", nargs="+", metavar="FILE", help="past frames in order")
     parser.add_argument("--from", dest="source", metavar="FILE", help="conditions, one json object a line")
     parser.add_argument("--style", action="append", metavar="FILE", help="a picture whose style is kept")
-    parser.add_argument("--num", type=int, help="samples per row (8; 1 with --style)")
+    parser.add_argument(
+        "--arithmetic", metavar="'A - B + C'", help="labels, sample numbers (s12 or s12,s40,s7) or picture files"
+    )
+    parser.add_argument("--walk", metavar="'A .. B'", help="from one of them to the next; also cat@s3 .. dog@s7")
+    parser.add_argument("--steps", type=int, help="of a walk, from stop to stop (8; 24 in a clip)")
+    parser.add_argument("--fps", type=float, help="of a clip (12)")
+    parser.add_argument("--num", type=int, help="samples per row (8; 1 with --style; 9 sums; 1 walk)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures (0)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("-o", "--out", metavar="FILE", help="the grid (samples.png)")
+    parser.add_argument("-o", "--out", metavar="FILE", help="the grid (samples.png); walks also .mp4 .webm .gif")
     parser.add_argument("--separate", metavar="FOLDER", help="one file per sample, and samples.jsonl")
     given = parser.parse_intermixed_args(words)
 
     out = Path(given.out or "samples.png")
-    if out.suffix.lower() not in (*PICTURES, POINTS):
-        raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}")
+    is_clip = given.walk is not None and out.suffix.lower() in CLIPS
+    if out.suffix.lower() not in (*PICTURES, POINTS) and not is_clip:
+        more = f", or of a walk a clip: {', '.join(CLIPS)}" if given.walk is not None else ""
+        raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}{more}")
+    check_latent_flags(given, is_clip=is_clip)
 
     import condgen
 
     conditions = asked(given)
     pipe = condgen.load(given.run, device=given.device)
-    if isinstance(pipe.system, HasCompletion):
+    if isinstance(pipe.system, HasCompletion) and given.arithmetic is None and given.walk is None:
         return complete(pipe, given, conditions, out)
     if out.suffix.lower() == POINTS:
         raise ConfigError(f"-o {out}: only a run of keypoint_gan writes points; give {', '.join(PICTURES)}")
+    if given.arithmetic is not None or given.walk is not None:
+        return through_noise(pipe, given, conditions, out, is_clip=is_clip)
     options = sampler_options(type(pipe.system), given.words)
     num = given.num if given.num is not None else (1 if given.style else 8)
     style = given.style[0] if given.style and len(given.style) == 1 else given.style
@@ -74,12 +88,7 @@ def main(words: Sequence[str]) -> int:
         paths = samples.save(given.separate)
         print(f"{len(paths)} samples and samples.jsonl in {given.separate}")
     if given.out or not given.separate:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            samples.grid().save(out)
-        except OSError as error:
-            raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
-        print(out)
+        written(out, lambda: samples.grid().save(out))
     return 0
 
 
@@ -89,16 +98,66 @@ def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, An
         raise ConfigError("--style and --separate are for pictures; completed keypoints all go into one .json file")
     options = sampler_options(type(pipe.system), given.words, call="complete")
     made = pipe.complete(
-        **conditions, num=given.num or 1, seed=given.seed, batch_size=given.batch_size, **options
+        **conditions, num=1 if given.num is None else given.num, seed=given.seed, batch_size=given.batch_size, **options
     )  # fmt: skip
+    points = out.with_suffix(POINTS)
+    written(points, lambda: made.save(points))
+    if out != points:
+        written(out, lambda: made.grid().save(out))
+    return 0
+
+
+def check_latent_flags(given: argparse.Namespace, *, is_clip: bool) -> None:
+    """Raises ConfigError for flags that a sum or a walk would ignore, or that need one."""
+    asked_for = [name for name in ("arithmetic", "walk") if getattr(given, name) is not None]
+    if len(asked_for) > 1:
+        raise ConfigError("--arithmetic and --walk are two different pictures; ask for one at a time")
+    for name, ok in (("steps", given.walk is not None), ("fps", is_clip)):
+        if getattr(given, name) is not None and not ok:
+            raise ConfigError(f"--{name} belongs to --walk" + (" with -o FILE.mp4 or another clip" * (name == "fps")))
+    if not asked_for:
+        return
+    for name, value in (("separate", given.separate), ("style", given.style), ("from", given.source)):
+        if value:
+            raise ConfigError(f"--{asked_for[0]} does not take --{name}")
+    if given.words:
+        raise ConfigError(f"--{asked_for[0]} decodes noise and takes no option of the sampler: {given.words[0]}")
+
+
+def through_noise(
+    pipe: Pipeline, given: argparse.Namespace, conditions: Mapping[str, Any], out: Path, *, is_clip: bool
+) -> int:
+    """--arithmetic and --walk: a picture, or the clip of a walk."""
+    from condgen.commands.latents import arithmetic, walk
+
+    rest: dict[str, Any] = {"seed": given.seed, "batch_size": given.batch_size}
+    if given.num is not None:
+        rest["num"] = given.num
+    if given.arithmetic is not None:
+        shown = arithmetic(pipe, given.arithmetic, conditions, **rest)
+    else:
+        steps = given.steps if given.steps is not None else (24 if is_clip else 8)
+        shown = walk(pipe, given.walk, conditions, steps=steps, **rest)
+    for line in shown.said:
+        print(line)
+    if is_clip:
+        from condgen.engine.clips import write_clip
+
+        fps = 12 if given.fps is None else given.fps
+        written(out, lambda: write_clip(out, shown.frames(), fps=fps, comment=shown.attribution))
+    else:
+        written(out, lambda: shown.grid().save(out))
+    return 0
+
+
+def written(out: Path, write: Callable[[], object]) -> None:
+    """Writes `out` and prints its name. Raises ConfigError where the disk refuses."""
     try:
-        print(made.save(out.with_suffix(POINTS)))
-        if out.suffix.lower() != POINTS:
-            made.grid().save(out)
-            print(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write()
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
-    return 0
+    print(out)
 
 
 def asked(given: argparse.Namespace) -> dict[str, Any]:

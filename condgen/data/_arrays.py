@@ -12,6 +12,7 @@ from torch import Tensor
 
 from condgen import rng
 from condgen.data import decode
+from condgen.data._classes import chosen_classes
 from condgen.data.base import RowDataset
 from condgen.errors import ConfigError, DataError
 from condgen.types import ConditionSpec, LabelSpec, Sample, TargetSpec
@@ -26,7 +27,7 @@ class ArrayRows(RowDataset):
     size     pixels of a side; 0 = the array's own
     fit      how pictures reach `size`: "resize" (the aspect is ignored), or "pad" in the middle of black
     flip     mirror half of the rows in training
-    classes  keep only these class numbers, renumbered in this order; () = all
+    classes  keep only these, by number, range or name, renumbered in this order; () = all
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class ArrayRows(RowDataset):
         size: int = 0,
         fit: Fit = "resize",
         flip: bool = False,
-        classes: Sequence[int] = (),
+        classes: Sequence[int | str] = (),
     ) -> None:
         if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or pictures.shape[3:] not in ((), (1,), (3,)):
             raise DataError(
@@ -55,9 +56,7 @@ class ArrayRows(RowDataset):
             raise DataError(f"{prefix}: there are no rows")
         if labels.min() < 0 or labels.max() >= len(names):
             raise DataError(f"{prefix}: labels span {labels.min()}..{labels.max()}; there are {len(names)} classes")
-        kept = tuple(classes) or tuple(range(len(names)))
-        if len(set(kept)) != len(kept) or not all(0 <= number < len(names) for number in kept):
-            raise ConfigError(f"data.classes={list(classes)}: give different class numbers of 0..{len(names) - 1}")
+        kept = chosen_classes(classes, names)
         side = size or pictures.shape[1]
         if (not size and pictures.shape[1] != pictures.shape[2]) or (fit == "pad" and side < max(pictures.shape[1:3])):
             raise ConfigError(

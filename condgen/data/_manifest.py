@@ -10,7 +10,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,12 +86,12 @@ def read_manifest(file: Path, root: Path) -> list[Row]:
     return rows
 
 
-def scan(folder: Path, root: Path) -> list[Row]:
+def scan(folder: Path, root: Path, files: Sequence[Path] | None = None) -> list[Row]:
     """Rows of a folder without manifest: every picture under it, its .txt captions, its class folder as label.
 
-    The first folder below `folder` is the class where every picture lies in one.
+    The first folder below `folder` is the class where every picture lies in one. `files`: these instead of pictures.
     """
-    files = list(_pictures(folder))
+    files = list(_pictures(folder)) if files is None else list(files)
     for path in files:
         inside(root, folder, path.relative_to(folder).as_posix())
     has_classes = bool(files) and all(len(p.relative_to(folder).parts) > 1 for p in files)

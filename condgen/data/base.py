@@ -76,6 +76,13 @@ class RowDataset(DataSource):
         Raises DataError (with the reason) for a row that cannot be used; the loader then quarantines it.
         """
 
+    def verify(self, index: int) -> None:
+        """Reads what `sample` leaves out of row `index`, such as the rest of a clip. Raises DataError.
+
+        For `condgen check-data`, never in training.
+        """
+        return None
+
     @property
     def fingerprint(self) -> str:
         """Hash of the manifest: changes when the data change."""

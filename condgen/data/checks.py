@@ -113,6 +113,7 @@ def check(data: RowDataset, limit: int | None = None, *, other: RowDataset | Non
         report.read += 1
         key = data.key(index)
         try:
+            data.verify(index)
             sample = data.sample(index, None)
             _check_row(data, sample)
         except (CondgenError, ValueError, TypeError) as error:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from condgen import rng
+from condgen.data._classes import chosen_classes, class_values
 from condgen.data._manifest import MANIFEST, Row, read_manifest, scan
 from condgen.data.base import RowDataset
 from condgen.data.decode import RESIZE, Window, cut, decode_image, move_boxes, move_points, read_header, resize
@@ -57,6 +58,8 @@ class Folder(RowDataset):
     flip_pairs   (left, right) keypoint indices that a mirror swaps
     captions     "one": a random one in training, the first otherwise; "mean": all, joined by newlines, so that
                  the text encoder averages them
+    classes      keep only rows with these labels, renumbered in this order: names, numbers in the order of the names,
+                 and ranges of them, such as ["30-39"]; () = all
     max_boxes    boxes kept of a row, the first ones
     background   0..255 under transparent pixels and beside padded ones
     cache_mib    memory for decoded, resized pictures, of each process that loads
@@ -78,6 +81,7 @@ class Folder(RowDataset):
         flip: bool = False,
         flip_pairs: Sequence[Sequence[int]] = (),
         captions: str = "one",
+        classes: Sequence[int | str] = (),
         max_boxes: int = 16,
         background: int = 255,
         cache_mib: int = 256,
@@ -89,10 +93,15 @@ class Folder(RowDataset):
         if not self.root.is_dir():
             raise DataError(f"data.root={root!r} is not a folder")
         everything = _all_splits(self.root)
-        self.rows = _choose(everything, split, holdout)
+        names = class_values("label", [row.label for rows in everything.values() for row in rows])
+        self.label_names = names
+        self._grouped = bool(classes)
+        if classes:
+            self.label_names = tuple(names[number] for number in chosen_classes(classes, [str(name) for name in names]))
+            everything = _only(everything, self.label_names)
+        self.rows = choose_rows(everything, split, holdout)
         known = [row for rows in everything.values() for row in rows]
-        self.label_names = _classes("label", [row.label for row in known])
-        self.box_names = _classes("box_labels", [c for row in known for c in row.box_labels or ()])
+        self.box_names = class_values("box_labels", [c for row in known for c in row.box_labels or ()])
         self._label_index = {name: i for i, name in enumerate(self.label_names)}
         self._box_index = {name: i for i, name in enumerate(self.box_names)}
         self._asked = channels or None
@@ -132,8 +141,8 @@ class Folder(RowDataset):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every row's entry and of its file's size."""
-        digest = hashlib.sha256()
+        """Hash of every row's entry and of its file's size; of a group of classes, also of their order."""
+        digest = hashlib.sha256(repr(self.label_names).encode() if self._grouped else b"")
         for row in self.rows:
             size = row.path.stat().st_size if row.path.is_file() else -1
             digest.update(repr((replace(row, path=Path(), image=None, frames=()), size)).encode() + b"\0")
@@ -307,7 +316,15 @@ def _rows(folder: Path, root: Path) -> list[Row]:
     return read_manifest(file, root) if file.is_file() else scan(folder, root)
 
 
-def _choose(everything: dict[str, list[Row]], split: str, holdout: float) -> list[Row]:
+def _only(everything: dict[str, list[Row]], labels: Sequence[int | str]) -> dict[str, list[Row]]:
+    kept = {name: [row for row in rows if row.label in frozenset(labels)] for name, rows in everything.items()}
+    if not any(kept.values()):
+        raise DataError(f"no picture has one of the labels {', '.join(map(str, labels))}")
+    return kept
+
+
+def choose_rows(everything: dict[str, list[Row]], split: str, holdout: float) -> list[Row]:
+    """The rows of a split; `everything` has one list for each split folder, or one under "" that a hash divides."""
     if split == "all":
         return [row for rows in everything.values() for row in rows]
     if "" not in everything:
@@ -327,18 +344,6 @@ def _choose(everything: dict[str, list[Row]], split: str, holdout: float) -> lis
         ordered = sorted(hashes)
         limit = min(max(limit, ordered[0] + 1), ordered[-1])
     return [row for row, value in zip(rows, hashes, strict=True) if (value < limit) == (split != "train")]
-
-
-def _classes(name: str, given: Sequence[int | str | None]) -> tuple[int | str, ...]:
-    """Class values in the order of their index: 0..max for numbers, sorted names for strings."""
-    values = {value for value in given if value is not None}
-    numbers = {v for v in values if isinstance(v, int)}
-    if numbers and len(numbers) != len(values):
-        words = sorted(str(v) for v in values - numbers)[:3]
-        raise DataError(f"{name} mixes whole numbers and names ({', '.join(words)}); use one kind")
-    if numbers and max(numbers) >= 1_000_000:
-        raise DataError(f"{name} goes up to {max(numbers)}; class numbers must be indices 0..K-1")
-    return tuple(range(max(numbers) + 1)) if numbers else tuple(sorted(str(v) for v in values))
 
 
 def _same(name: str, counts: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ class Npz(ArrayRows):
     size       pixels of a side; 0 = as stored
     fit        how pictures reach `size`: "resize", or "pad" in the middle of black (28 px digits in 32)
     flip       mirror half of the training rows
-    classes    keep only these class numbers, renumbered in this order: one model per group of classes; () = all
+    classes    keep only these, renumbered in this order: numbers, names and ranges, [0,Sandal,"5-7"]; () = all
     names      names of the classes in the file; () = their numbers
     images, labels   how the arrays are called; `_train` or `_test` is appended
     val_share  share of the training rows that are the split "val" and are not trained on
@@ -37,7 +37,7 @@ class Npz(ArrayRows):
         split: Split = "train",
         fit: Fit = "resize",
         flip: bool = False,
-        classes: Sequence[int] = (),
+        classes: Sequence[int | str] = (),
         names: Sequence[str] = (),
         images: str = "x",
         labels: str = "y",

@@ -30,7 +30,7 @@ class TorchvisionSets(ArrayRows):
     size       pixels of a side; 0 = the set's own (28 or 32)
     fit        how pictures reach `size`: "resize", or "pad" in the middle of black (28 px digits in 32)
     flip       mirror half of the training rows; off, because digits have a direction
-    classes    keep only these class numbers, renumbered in this order: one model per group of classes; () = all
+    classes    keep only these, renumbered in this order: numbers, names and ranges, [0,Sandal,"5-7"]; () = all
     val_share  share of the training rows that are the split "val" and are not trained on
     download   fetch the files when they are missing (torchvision checks their MD5)
     """
@@ -44,7 +44,7 @@ class TorchvisionSets(ArrayRows):
         split: Split = "train",
         fit: Fit = "resize",
         flip: bool = False,
-        classes: Sequence[int] = (),
+        classes: Sequence[int | str] = (),
         val_share: Annotated[float, Range(0, 0.99)] = 0.0,
         download: bool = False,
     ) -> None:

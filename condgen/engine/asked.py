@@ -21,6 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6
 SMOOTH = 4  # shapes are drawn this much larger and reduced, because PIL draws no smooth edges
 PAST_SHOWN = 3  # of the past frames, the last ones
 MAX_CHARACTERS = 400  # of a caption
+SHOWN_WEIGHT = 0.005  # of a class in a soft label, at least
 
 _PLAIN = str.maketrans({"–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "…": "...", "\ufe0f": "", "•": "-"})
 
@@ -188,16 +189,26 @@ def _caption(condition: Condition, row: int) -> str | None:
 
 
 def _label(label: Tensor, row: int, names: Sequence[str]) -> tuple[str, str]:
-    """(name, colour); a soft label is named by its largest class."""
+    """(name, colour) of a class; of a soft label "0.7 cat + 0.3 dog" in the colour of the largest."""
     value = label[row]
-    if value.is_floating_point():
-        index = int(value.argmax()) if bool(value.abs().sum() > 0) else -1
-    else:
+    if not value.is_floating_point():
         index = int(value)
-    if index < 0:
+        return ("", INK) if index < 0 else (_class_name(index, names), COLOURS[index % len(COLOURS)])
+    weights = {k: float(w) for k, w in enumerate(value) if abs(float(w)) >= SHOWN_WEIGHT}
+    if not weights:
         return "", INK
+    ordered = sorted(weights, key=lambda k: -weights[k])
+    text = ""
+    for k in ordered:
+        sign = " - " if weights[k] < 0 else " + " if text else ""
+        size = "" if abs(abs(weights[k]) - 1) < SHOWN_WEIGHT else f"{abs(weights[k]):.2g} "
+        text += sign + size + _class_name(k, names)
+    return text.strip(), COLOURS[ordered[0] % len(COLOURS)]
+
+
+def _class_name(index: int, names: Sequence[str]) -> str:
     name = names[index] if index < len(names) else f"class {index}"
-    return name.replace("_", " ").replace("-", " "), COLOURS[index % len(COLOURS)]
+    return name.replace("_", " ").replace("-", " ")
 
 
 def _boxes(condition: Condition, row: int) -> tuple[tuple[tuple[float, ...], str], ...]:

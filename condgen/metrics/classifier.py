@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -180,27 +180,42 @@ def class_scores(
     *,
     about: Mapping[str, str],
     seed: int = 0,
+    shrink: Sequence[int] = (),
 ) -> list[Score]:
     """`class_accuracy`: share of samples (N, C, H, W) that the judge gives the class they were asked for, (N,).
 
+    shrink  sides in px: `class_accuracy@32px` is the same after pictures were shrunk to 32 px (bilinear), as AC-GAN
+            asks whether the detail of a large sample tells its class. Sides from the judge's own up are left out,
+            since the judge shrinks pictures to its side itself
     Floor: the same samples against their labels shuffled. Ceiling: real pictures of the scored split.
     """
-    named = judge.predict(fake)
-    hit = (named == asked.cpu()).double()
     shuffled = asked.cpu()[rng.permutation(len(asked), seed, "shuffled labels")]
-    text = signature(
-        "class_accuracy", **about, judge=judge.fingerprint, n=len(fake), ref=len(real), classes=judge.classes, seed=seed
-    )
-    return [
-        Score(
-            "class_accuracy",
+    fields: dict[str, object] = {
+        **about, "judge": judge.fingerprint, "n": len(fake), "ref": len(real), "classes": judge.classes, "seed": seed,
+    }  # fmt: skip
+
+    def score(name: str, fake: Tensor, real: Tensor) -> Score:
+        named = judge.predict(fake)
+        hit = (named == asked.cpu()).double()
+        return Score(
+            name,
             float(hit.mean()),
             floor=float((named == shuffled).double().mean()),
             ceiling=judge.accuracy(real, real_labels),
             error=float(hit.std() / len(hit) ** 0.5),
-            signature=text,
+            signature=signature(name, **fields),
         )
-    ]
+
+    scores = [score("class_accuracy", fake, real)]
+    for side in shrink:
+        if side < min(judge.options.size, *fake.shape[-2:]):
+            scores.append(score(f"class_accuracy@{side}px", shrunk(fake, side), shrunk(real, side)))
+    return scores
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Pictures (N, C, H, W) -> uint8 (N, C, side, side), bilinear."""
+    return pixels_to_uint8(resize(pixels_to_float(pixels_to_uint8(images)), side))
 
 
 def cas_scores(

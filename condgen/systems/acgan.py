@@ -120,7 +120,7 @@ class AcGan(System):
         """
         asked = self._asked(batch.condition, random)
         with torch.no_grad():
-            fake = self.generator(self._draw(random), asked)
+            fake = self.generator(self.draw(random), asked)
         real_logit, real_class = self._judge(batch.target, batch.condition, random)
         fake_logit, fake_class = self._judge(fake, asked, random)
         losses = {"real": real_loss(real_logit, self.loss), "fake": fake_loss(fake_logit, self.loss)}
@@ -136,7 +136,7 @@ class AcGan(System):
     def generator_loss(self, batch: Batch, random: StepRandom) -> Losses:
         """-(w L_C - L_S) in its non-saturating form: -log P(real | G(z, c)), plus the class of G(z, c)."""
         asked = self._asked(batch.condition, random)
-        logit, named = self._judge(self.generator(self._draw(random), asked), asked, random)
+        logit, named = self._judge(self.generator(self.draw(random), asked), asked, random)
         losses = {"adversarial": generator_loss(logit, self.loss)}
         total = losses["adversarial"]
         if self.conditioning == "auxiliary":
@@ -145,7 +145,7 @@ class AcGan(System):
         return {"loss": total, **losses}
 
     def sample(self, condition: Condition, *, random: Random) -> Tensor:
-        return self.decode(self._draw(random), condition)
+        return self.decode(self.draw(random), condition)
 
     def decode(self, latent: Tensor, condition: Condition) -> Tensor:
         """z (B, noise_dim) and its condition -> (B, C, S, S) in [-1, 1], for arithmetic and walks in z."""
@@ -153,7 +153,8 @@ class AcGan(System):
             raise ShapeError(f"latent has shape {tuple(latent.shape)}; this system takes (B, {self.noise_dim})")
         return self.generator(latent, condition).float()
 
-    def _draw(self, random: Random) -> Tensor:
+    def draw(self, random: Random) -> Tensor:
+        """z (rows, noise_dim) of the law `noise`."""
         return random.randn(self.noise_dim) if self.noise == "normal" else random.rand(self.noise_dim) * 2 - 1
 
     def _asked(self, condition: Condition, random: StepRandom) -> Condition:

@@ -119,6 +119,25 @@ class HasLikelihood(Protocol):
 
 
 @runtime_checkable
+class HasDecoder(Protocol):
+    """Noise in one tensor, and nothing else random: what arithmetic and walks need.
+
+    noise   "normal": N(0, I), walked on the sphere; "uniform": U(-1, 1), walked in straight lines
+    """
+
+    @property
+    def noise(self) -> str: ...
+
+    def draw(self, random: Random) -> Tensor:
+        """The noise (rows, Z) with which `sample(condition, random=random)` is `decode(noise, condition)`."""
+        ...
+
+    def decode(self, latent: Tensor, condition: Condition) -> Tensor:
+        """(B, Z) and its condition -> pictures; differentiable in `latent`."""
+        ...
+
+
+@runtime_checkable
 class HasLatent(Protocol):
     """An encoder from pixels to the noise that would have made them (style transfer, interpolation)."""
 

@@ -51,6 +51,7 @@ class GanCls(System):
     """
 
     consumes: ClassVar[tuple[str, ...]] = ("vector",)
+    noise: ClassVar[str] = "normal"
 
     def __init__(
         self,
@@ -181,7 +182,11 @@ class GanCls(System):
         return {"loss": F.mse_loss(self.style_encoder(fake).float(), noise)}
 
     def sample(self, condition: Condition, *, random: Random) -> Tensor:
-        return self.decode(random.randn(self.noise_dim), condition)
+        return self.decode(self.draw(random), condition)
+
+    def draw(self, random: Random) -> Tensor:
+        """z (rows, noise_dim), standard normal."""
+        return random.randn(self.noise_dim)
 
     def encode(self, target: Tensor, condition: Condition) -> Tensor:
         """target (B, C, S, S) -> the style z (B, noise_dim) that G would have drawn it with."""

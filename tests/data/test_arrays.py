@@ -51,6 +51,8 @@ def test_a_group_of_classes_is_renumbered_in_the_order_given(file):
     assert data.provides.label.names == ("d", "b")
     assert [data.sample(i, None).label for i in range(4)] == [1, 0, 1, 0]  # rows 1, 3, 6, 8
     assert data.key(1).endswith("-000003")
+    named = Npz(root=str(file), classes=["d", "0-1"], names=["a", "b", "c", "d", "e"])
+    assert named.provides.label.names == ("d", "a", "b")
     with pytest.raises(ConfigError, match=r"0\.\.4"):
         Npz(root=str(file), classes=[5])
 

@@ -451,3 +451,53 @@ def test_wrong_options_are_named(tmp_path, options):
     paint(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=next(iter(options))):
         folder(tmp_path, **options)
+
+
+# groups of classes
+
+
+def twenty(root: Path) -> Path:
+    for k in range(20):
+        for name in ("train/{}/a.png", "train/{}/b.png", "test/{}/c.png"):
+            paint(root / name.format(f"n{k:04d}"), (k, 0, 0))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept"),
+    [(["10-19"], range(10, 20)), (["n0003", 0, "5-6"], (3, 0, 5, 6)), (["7"], (7,)), ([], range(20))],
+)
+def test_a_group_of_an_imagenet_like_tree_is_renumbered_from_zero(tmp_path, classes, kept):
+    data = [folder(twenty(tmp_path), split=split, classes=classes) for split in ("train", "test")]
+    for part, rows in zip(data, (2, 1), strict=True):
+        assert part.provides.label.names == tuple(f"n{k:04d}" for k in kept)
+        samples = [part.sample(i, None) for i in range(len(part))]
+        assert len(samples) == rows * len(kept)
+        # the red of a picture is the number of its class in the whole tree
+        assert all(int(s.target[0, 0, 0]) == list(kept)[s.label] for s in samples)
+
+
+def test_groups_have_fingerprints_of_their_own(tmp_path):
+    twenty(tmp_path)
+    prints = {folder(tmp_path, classes=c).fingerprint for c in ([], ["0-1"], ["1-2"], [1, 0])}
+    assert (
+        len(prints) == 4
+        and folder(tmp_path, classes=["0-1"]).fingerprint == folder(tmp_path, classes=[0, 1]).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [(["15-20"], r"0\.\.19"), (["5-3"], "3-5"), ([-1], r"0\.\.19"), (["n0001", 1], "twice"), (["n00001"], "n0001")],
+)
+def test_classes_that_are_not_there_are_named(tmp_path, classes, says):
+    with pytest.raises(ConfigError, match=says):
+        folder(twenty(tmp_path), classes=classes)
+
+
+def test_a_group_leaves_rows_without_a_label_out(tmp_path):
+    for i, label in enumerate(("cat", "dog", None)):
+        paint(tmp_path / f"{i}.png")
+    manifest(tmp_path, *({"file_name": f"{i}.png", "label": v} for i, v in enumerate(("cat", "dog", None))))
+    assert [folder(tmp_path, classes=["dog"]).key(i) for i in range(1)] == ["1.png"]
+    assert len(folder(tmp_path, classes=["dog"])) == 1

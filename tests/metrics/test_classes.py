@@ -7,6 +7,7 @@ import torch
 
 from condgen.data.base import RowDataset
 from condgen.errors import CheckpointError, DataError, ShapeError
+from condgen.metrics import quality
 from condgen.metrics.classifier import (
     ClassifierOptions,
     cached_classifier,
@@ -59,6 +60,35 @@ def test_good_samples_reach_the_ceiling_and_others_the_floor(judge):
     (bad,) = class_scores(judge, fake, asked.roll(1), real, truth, about=ABOUT)
     assert bad.value < 0.1 and bad.ceiling == good.ceiling
     assert f"judge={judge.fingerprint}" in good.signature
+
+
+def test_detail_that_shrinking_removes_is_seen_by_a_judge_of_large_pictures():
+    """The class is a checkerboard's phase along x or along y: gone in pictures of half the side."""
+    labels = torch.arange(80) % 2
+    stripes = (torch.arange(32) % 2).float() * 2 - 1
+    of = torch.stack([stripes[None].expand(32, 32), stripes[:, None].expand(32, 32)])
+    noise = torch.randn(80, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2
+    pixels = (of[labels][:, None] * 0.5 + noise).clamp(-1, 1)
+    large = train_classifier(pixels, labels, 2, options=ClassifierOptions(**{**QUICK.__dict__, "size": 32}))
+    full, half = class_scores(large, pixels, labels, pixels, labels, about=ABOUT, shrink=(64, 32, 16))
+    assert (full.name, half.name) == ("class_accuracy", "class_accuracy@16px")
+    assert full.value > 0.95 and half.value < 0.8 and half.ceiling == half.value
+    assert "class_accuracy@16px|" in half.signature
+
+
+def test_kid_of_each_class_sees_the_class_that_is_wrong():
+    (fake, asked), (real, truth), (other, others) = (colours(180, seed=s) for s in (1, 2, 3))
+    fake[asked == 1] = 255 - fake[asked == 1]
+    labels = quality.Labels(asked, truth, others, ("a", "b"))
+    plain = quality.quality_scores(fake, real, other, name="pixels", about=ABOUT)
+    scores = quality.quality_scores(fake, real, other, name="pixels", about=ABOUT, labels=labels)
+    assert [s.name for s in scores] == ["kid", "kid/a", "kid/b", "kid/2"] and scores[0] == plain[0]
+    by = {s.name: s for s in scores}
+    assert by["kid/b"].value > 10 * abs(by["kid/a"].value) and abs(by["kid/b"].ceiling) < by["kid/b"].value / 10
+    assert by["kid/a"].floor > 10 * abs(by["kid/a"].value) and "n=60" in by["kid/a"].signature
+    few = quality.Labels(asked[:149], truth, others)
+    scores = quality.quality_scores(fake[:149], real, other, name="pixels", about=ABOUT, labels=few)
+    assert [s.name for s in scores] == ["kid", "kid/0", "kid/1"]  # class 2 has 49 samples
 
 
 def test_cas_needs_samples_that_teach(judge):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from condgen.errors import ConfigError, ShapeError
+from condgen.losses.adversarial import fake_loss, generator_loss, real_loss
+from condgen.metrics.classifier import ClassifierOptions, train_classifier
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.acgan import AcGan, class_loss
 from condgen.types import Batch, Condition, ConditionSpec, LabelSpec, TargetSpec, TextSpec
@@ -148,6 +150,85 @@ def test_a_hundred_steps_on_the_class_term_make_a_fixed_classifier_agree():
         optimizer.step()
     made = system.eval().sample(Condition(label=label), random=RowRandom(0, range(10)))
     assert (judge(made).argmax(1) == label).float().mean() > 0.9
+
+
+def test_the_same_noise_serves_every_class_and_the_class_moves_the_picture():
+    """Dossier check 4, as far as an untrained net can show it: z and c enter side by side, so z is kept as c varies."""
+    system = tiny().eval()
+    z = RowRandom(0, [0, 1]).randn(6)
+    seen = []
+    system.generator.body[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    made = [system.decode(z, Condition(label=torch.tensor([k, k]))) for k in range(5)]
+    assert all(torch.equal(x[:, :6], z) for x in seen)
+    assert all(torch.equal(x[:, 6:], F.one_hot(torch.tensor([k, k]), 5).float()) for k, x in enumerate(seen))
+    assert all((made[0] - other).abs().amax((1, 2, 3)).min() > 0 for other in made[1:])
+    again = system.sample(Condition(label=torch.tensor([3, 3])), random=RowRandom(0, [0, 1]))
+    torch.testing.assert_close(again, made[3])  # the sample id decides z, whatever the class
+
+
+def test_a_judge_of_real_pictures_agrees_after_a_hundred_steps_on_the_class_term():
+    """Dossier check 2: L_C alone, against a classifier that was trained on pictures and then fixed."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 5
+    pixels = torch.rand(60, 3, 16, 16) - 1
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, :, 3 * label : 3 * label + 3] += 1  # class k has a bright bar
+    judge = train_classifier(pixels, labels, 5, options=ClassifierOptions(steps=60, batch_size=16, width=8, size=16))
+    assert judge.accuracy(pixels, labels) > 0.95
+    judge.requires_grad_(False)
+    system = tiny(generator_width=0.05)
+    optimizer = torch.optim.Adam(system.generator.parameters(), 5e-3)
+    asked = Condition(label=torch.arange(20) % 5)
+    for step in range(100):
+        optimizer.zero_grad()
+        class_loss(judge(system.generator(StepRandom(step, rows=20).randn(6), asked)), asked.label).backward()
+        optimizer.step()
+    assert judge.accuracy(system.eval().sample(asked, random=RowRandom(0, range(20))), asked.label) > 0.9
+
+
+def test_a_table_discriminator_learns_p_over_p_plus_q():
+    """The optimal D of Goodfellow et al. 2014, from the losses that this system uses; 2 ln 2 where p = q."""
+    at = torch.linspace(-2, 2, 21)
+    p, q = (torch.softmax(-((at - m) ** 2), 0) for m in (-0.5, 0.5))
+    for other in (q, p):
+        logits = torch.zeros(21, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], 0.1)
+        for _ in range(300):
+            loss = (p * F.softplus(-logits) + other * F.softplus(logits)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.testing.assert_close(logits.sigmoid(), p / (p + other), atol=1e-3, rtol=0)
+    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-4)
+    uniform = real_loss(logits.detach(), "bce") + fake_loss(logits.detach(), "bce")
+    assert uniform.item() == pytest.approx(2 * math.log(2), abs=1e-3)
+
+
+@pytest.mark.parametrize("logit", [-20.0, 0.0, 3.0])
+def test_the_generator_loss_does_not_saturate(logit):
+    at = torch.tensor([logit], requires_grad=True)
+    generator_loss(at, "bce").backward()
+    assert at.grad.item() == pytest.approx(1 / (1 + math.exp(-logit)) - 1, abs=1e-6)  # -1 at -20, where -ln(1-D) has 0
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "projection"])
+def test_a_conditional_d_learns_which_pictures_belong_to_which_class(conditioning):
+    """Swapping the classes of real pairs raises D's loss after training: they look like another class's fakes."""
+    labels = torch.arange(10) % 5
+    pixels = torch.full((10, 3, 16, 16), -1.0)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, :, 3 * label : 3 * label + 3] = 1
+    system = tiny(conditioning=conditioning, batchnorm=False, discriminator_width=0.25)
+    optimizer = torch.optim.Adam(system.discriminator.parameters(), 2e-3)
+    right, wrong = Condition(label=labels), Condition(label=(labels + 1) % 5)
+    for _ in range(60):
+        loss = real_loss(system.discriminator(pixels, right)[0], "bce")
+        loss = loss + fake_loss(system.discriminator(pixels, wrong)[0], "bce")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    real, swapped = (real_loss(system.discriminator(pixels, c)[0], "bce").item() for c in (right, wrong))
+    assert swapped > real + 1
 
 
 def test_projection_is_an_inner_product_with_summed_features():

@@ -10,6 +10,7 @@ from condgen.engine.log import Log
 from condgen.engine.run import RunFolder
 from condgen.engine.world import World
 from condgen.errors import ConfigError
+from tasks.class2image import listed
 
 LABELS = ["class_accuracy", "cas", "ms_ssim", "ms_ssim/0", "ms_ssim/1", "ms_ssim/2"]
 TAIL = ["sensitivity/label", "sensitivity/label/null"]
@@ -95,3 +96,21 @@ def test_an_unconditional_system_refuses_labels_before_training(file):
 def test_a_group_of_classes_is_an_option(file):
     made = built(file, "data.classes=[2,0]")
     assert made.spec.label.num_classes == 2 and made.spec.label.names == ("2", "0")
+    scores = made.task.score(made.system, made, World(), made.config.eval)
+    assert all("|labels=2,0|" in s.signature for s in scores if not s.name.startswith("sensitivity"))
+
+
+def test_many_classes_are_listed_by_their_ends_and_a_hash():
+    names = [f"n{i}" for i in range(30)]
+    assert listed(names[:3]) == "n0,n1,n2" and listed(["a|b\nc"]) == "a/b c"
+    assert listed(names).startswith("n0..n29(30)#") and listed(names) != listed(["n0", *names[2:], "n1", "n29"][:30])
+
+
+def test_scores_of_each_class_come_from_fifty_pictures_a_side(file):
+    with np.load(file) as held:
+        more = {name: np.concatenate([held[name]] * 12) for name in held.files}
+    np.savez(file, **more)
+    for word, expected in (("true", ["kid", "kid/0", "kid/1", "kid/2"]), ("false", ["kid"])):
+        made = built(file, "eval.num_samples=210", f"eval.per_class={word}", "eval.cas=false", "system.preset=tiny")
+        scores = made.task.score(made.system, made, World(), made.config.eval)
+        assert [s.name for s in scores if s.name.startswith("kid")] == expected
