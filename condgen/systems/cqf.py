@@ -47,9 +47,9 @@ class Cqf(System):
     latent_dim        elements of z
     flow_width, flow_blocks   maps and residual blocks of each of the three checkerboard and three channel couplings
     iaf_steps, iaf_layers, iaf_width   of the posterior: autoregressive steps, their hidden layers and units
-    scale, initial_scale   standard deviation of y given z: "fixed" at initial_scale, or starting there and "learned",
-                      one a channel, or "predicted" for each pixel (the published form; it grows before the mean has
-                      learned anything). null = 0.25, and 0.5 with a flow
+    scale, initial_scale   standard deviation of y given z: "predicted" for each pixel as published, "learned", one a
+                      channel, or "fixed" at initial_scale, where the others start. "auto" = predicted, for the GAN
+                      learned; initial_scale null = 0.25, with a flow 0.5
     sample_mode       a sample is the decoder's "mean", sent through the flow, or "noisy": with the noise of N(y; mean,
                       std). L_Q judges what `sample` gives
     quality_weight    of L_Q beside L_C in bits per dimension. Published: none, or not known
@@ -93,7 +93,7 @@ class Cqf(System):
         iaf_steps: Annotated[int, Range(1)] = 2,
         iaf_layers: Annotated[int, Range(1)] = 1,
         iaf_width: Annotated[int, Range(1)] = 512,
-        scale: Scale = "learned",
+        scale: Scale | Literal["auto"] = "auto",
         initial_scale: Annotated[float | None, Range(0.001, 2)] = None,
         sample_mode: SampleMode = "mean",
         quality_weight: Annotated[float, Range(0)] = 0.1,
@@ -105,7 +105,8 @@ class Cqf(System):
         bound_start: Annotated[int, Range(0)] = 0,
     ) -> None:
         super().__init__(condition=condition, target=target)
-        _check(target, coverage, quality, flow, quality_start, bound_start, scale)
+        chosen: Scale = scale if scale != "auto" else "predicted" if coverage else "learned"
+        _check(target, coverage, quality, flow, quality_start, bound_start, chosen)
         self.coverage, self.quality, self.sample_mode, self.latent_dim = coverage, quality, sample_mode, latent_dim
         self.unit = 1 / (math.prod(target.shape) * LN2)  # nats a picture -> bits per dimension
         self.quality_weight = self.unit if literal_sum else quality_weight
@@ -120,7 +121,7 @@ class Cqf(System):
         shape, first = target.shape, stack()
         given = 0 if first is None else first.widths["vector"]
         start = initial_scale or (0.5 if flow else 0.25)
-        self.observation = Observation("gaussian", target.channels, scale=scale, initial=start, bounded=not flow)
+        self.observation = Observation("gaussian", target.channels, scale=chosen, initial=start, bounded=not flow)
         context = iaf_width if iaf else 0
         self.encoder = Encoder(
             first,

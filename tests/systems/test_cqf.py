@@ -2,7 +2,6 @@
 rests, published sizes, and the ladder file."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,7 +145,7 @@ def test_sizes(side, residual):
 
 
 def test_quality_teaches_decoder_and_flow_and_never_the_encoder():
-    system, data = made(), batch()
+    system, data = made(scale="learned"), batch()
     before = loss(system, "generator", data)
     before["quality"].backward()
     assert moved(system.decoder) and moved(system.flow)
@@ -155,7 +154,7 @@ def test_quality_teaches_decoder_and_flow_and_never_the_encoder():
     for name in ("encoder", "decoder", "flow", "observation"):
         assert moved(system.get_submodule(name)), name
     assert "discriminator" not in phase(system, "generator").trains
-    noisy = made(sample_mode="noisy")
+    noisy = made(sample_mode="noisy", scale="learned")
     loss(noisy, "generator", data)["quality"].backward()
     assert moved(noisy.observation)  # what is judged carries the noise
 
@@ -198,7 +197,7 @@ def test_the_weight_of_the_kl_rises_with_updates_and_survives_a_checkpoint():
     data = batch()
 
     def weight(system, **place):
-        found = {k: float(v) for k, v in loss(system, "generator", data, **place).items()}
+        found = {k: v.item() for k, v in loss(system, "generator", data, **place).items()}
         return (found["loss"] * 64 * math.log(2) - found["distortion"]) / found["kl"]
 
     system = made(quality=False, kl_warmup=4)
@@ -236,7 +235,7 @@ def test_the_sample_mode_decides_about_noise():
         )
 
 
-@pytest.mark.parametrize("further", [{}, {"iaf": True, "two_scales": True}, {"flow": False, "scale": "predicted"}])
+@pytest.mark.parametrize("further", [{}, {"iaf": True, "two_scales": True}, {"flow": False, "scale": "learned"}])
 def test_likelihoods_stay_in_float32_under_bf16(further):
     system, data = made(3, 16, **further).eval(), batch(4, 3, 16)
     with torch.no_grad():
@@ -374,11 +373,8 @@ def test_switches_that_contradict_each_other(options, words):
         made(**options)
 
 
-@pytest.mark.parametrize("side", [15, 30, 36, 17])
-def test_odd_sizes_are_refused_in_words(side):
-    if side in (30, 36):
-        made(side=side, width=2)
-        return
+@pytest.mark.parametrize("side", [15, 17, 70])
+def test_sides_that_cannot_be_halved_are_refused(side):
     with pytest.raises(ShapeError, match=r"data\.size"):
         made(side=side)
 
@@ -396,13 +392,14 @@ def test_every_row_of_the_ladder_file_is_a_configuration():
     file = OmegaConf.to_container(OmegaConf.load(path))
     rows = file.pop("rows")
     assert list(rows) == list(ROWS)
-    common = SimpleNamespace(**file)
-    assert common.task == "unconditional"
+    assert file["task"] == "unconditional"
     steps = set()
     for name, row in rows.items():
         words = [f"system.{key}={value}" for key, value in row.get("system", {}).items()]
         words += [f"train.{key}={value}" for key, value in row.get("train", {}).items()]
-        read = configuration.load(["task=unconditional", "system=cqf", f"system.preset={file['system']['preset']}", *words])
+        read = configuration.load(
+            ["task=unconditional", "system=cqf", f"system.preset={file['system']['preset']}", *words]
+        )
         made_of = {key: read.system[key] for key in ("coverage", "quality", "flow")}
         default = {"coverage": True, "quality": True, "flow": True}
         assert made_of == {**default, **{k: v for k, v in ROWS[name].items() if k in default}}

@@ -49,7 +49,9 @@ def quantiles(count):
 
 
 def log_data(x):
-    parts = [gaussian_log_prob(x, torch.tensor(m, dtype=DOUBLE), torch.tensor(0.3, dtype=DOUBLE).log()) for m in (-2, 2)]
+    parts = [
+        gaussian_log_prob(x, torch.tensor(m, dtype=DOUBLE), torch.tensor(0.3, dtype=DOUBLE).log()) for m in (-2, 2)
+    ]
     return torch.logaddexp(*parts) - math.log(2)
 
 
@@ -245,7 +247,9 @@ def test_the_bound_rises_with_draws_to_the_likelihood():
     assert rising[3] == pytest.approx(truth, abs=0.02)
 
 
-@pytest.mark.parametrize(("flow", "iaf", "scale"), list(product([False, True], [False, True], ["learned", "predicted"])))
+@pytest.mark.parametrize(
+    ("flow", "iaf", "scale"), list(product([False, True], [False, True], ["learned", "predicted"]))
+)
 def test_the_elbo_of_training_is_the_mean_weight(flow, iaf, scale):
     system = made(quality=False, flow=flow, iaf=iaf, scale=scale).eval()
     many = pictures(1).expand(1500, -1, -1, -1)
