@@ -70,7 +70,7 @@ class Reorder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
-        return Reorder.apply(grads[0], inverse, order), None, None  # type: ignore[no-untyped-call]
+        return Reorder.apply(grads[0], inverse, order), None, None
 
 
 class LstmLayer(nn.Module):
@@ -110,7 +110,7 @@ class LstmLayer(nn.Module):
         order = sweep.order.to(gates.device)
         inverse = order.argsort(1)
         cells = gates.unflatten(1, (self.directions, -1)).permute(1, 3, 4, 0, 2).flatten(1, 2)  # (D, HW, B, 4h)
-        cells = Reorder.apply(cells, order, inverse)  # type: ignore[no-untyped-call]
+        cells = Reorder.apply(cells, order, inverse)
         found, (left, right) = list[Tensor](), self.pad
         shape = (self.directions, left + sweep.cells + right, batch, self.width)
         hidden, cell = self.recur.new_zeros(shape), self.recur.new_zeros(shape)  # float32 under autocast as well
@@ -122,7 +122,7 @@ class LstmLayer(nn.Module):
             found.append(hidden)
             edge = (0, 0, 0, 0, left + at, sweep.cells + right - at - length)
             cell, hidden = F.pad(cell, edge), F.pad(hidden, edge)
-        out = Reorder.apply(torch.cat(found, 1), inverse, order)  # type: ignore[no-untyped-call]
+        out = Reorder.apply(torch.cat(found, 1), inverse, order)
         return out.unflatten(1, (height, width)).permute(0, 3, 4, 1, 2)
 
 
@@ -240,7 +240,7 @@ class PixelRnnSteps:
         self.mirror = MirrorSteps(layers, rows, width) if net.diagonal else None
         self.mirrored: list[list[Sequence[Tensor | None]]] = [[[None] * width] * net.first.colours] * len(layers)
         told = [layer.told(vector, maps) for layer in layers]
-        split = [(None,) * 2 if bias is None else bias.split(4 * net.blocks[0].width, 1) for bias in told]
+        split = [(None,) * 2 if bias is None else bias.split(4 * layers[0].width, 1) for bias in told]
         self.told = [[parts[d] for parts in split] for d in range(1 + net.diagonal)]
         self.head = HeadSteps(net.head, rows, width)
 
