@@ -205,6 +205,7 @@ def test_bfloat16_keeps_the_cell_state_in_float32():
     x = torch.rand(2, 1, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         out = net(x, None, [])
+        assert net.blocks[0].states(torch.randn(1, 48, 4, 4, dtype=torch.bfloat16)).dtype == torch.float32
     out.float().square().mean().backward()
     torch.testing.assert_close(out.float(), net(x, None, []), atol=0.05, rtol=0.05)
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
