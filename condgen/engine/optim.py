@@ -14,7 +14,7 @@ from condgen import registry
 from condgen.errors import ConfigError
 
 OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
-ScheduleName = Literal["constant", "linear", "cosine", "step"]
+ScheduleName = Literal["constant", "linear", "cosine", "step", "exponential"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,12 @@ class OptimOptions:
     momentum        of SGD and RMSprop
     weight_decay    L2 penalty; decoupled for adamw (Loshchilov & Hutter, arXiv:1711.05101)
     clip_norm       largest norm of the phase's whole gradient; None = not clipped
-    schedule        constant; linear or cosine: to zero at the last step; step: times decay_factor every decay_every
+    schedule        constant; linear or cosine: to zero at the last step; step: times decay_factor every decay_every;
+                    exponential: times decay_factor every step
     warmup          steps of linear increase from 0
     decay_start     first step at which the schedule falls
     decay_every     steps between two decays of schedule=step
-    decay_factor    of schedule=step, in (0, 1]
+    decay_factor    of schedule=step, in (0, 1], and of exponential, in [0.9, 1], such as 0.999995
     """
 
     name: OptimizerName = "adam"
@@ -73,6 +74,11 @@ class OptimOptions:
                 raise ConfigError(f"optim {name} is {getattr(self, name)}; allowed: {allowed}")
         if self.schedule == "step" and self.decay_every < 1:
             raise ConfigError("schedule=step needs decay_every, the number of steps between two decays")
+        if self.schedule == "exponential" and self.decay_factor < 0.9:
+            raise ConfigError(
+                f"schedule=exponential multiplies at every step; decay_factor {self.decay_factor} would end learning "
+                "within 100 steps. Give a factor near 1, such as 0.999995, or schedule=step"
+            )
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimOptions) -> torch.optim.Optimizer:
@@ -155,8 +161,9 @@ def learning_rate(step: int, total_steps: int, options: OptimOptions) -> float:
     start = max(options.decay_start, options.warmup)
     if options.schedule == "constant" or step < start:
         return options.lr
-    if options.schedule == "step":
-        return float(options.lr * options.decay_factor ** ((step - start) // options.decay_every))
+    if options.schedule in ("step", "exponential"):
+        every = options.decay_every if options.schedule == "step" else 1
+        return float(options.lr * options.decay_factor ** ((step - start) // every))
     passed = min((step - start) / max(total_steps - start, 1), 1.0)
     share = 1 - passed if options.schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2
     return options.lr * share

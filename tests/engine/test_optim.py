@@ -42,6 +42,13 @@ def test_step_multiplies_at_every_interval():
     assert [got[9], got[10], got[39], got[40], got[69], got[70]] == [1, 1, 1, 0.5, 0.5, 0.25]
 
 
+def test_exponential_multiplies_at_every_step_after_the_warmup():
+    got = rates(schedule="exponential", warmup=2, decay_start=5, decay_factor=0.99)
+    assert got[:7] == [0.5, 1, 1, 1, 1, 1, 0.99] and got[-1] == pytest.approx(0.99**94)
+    released = OptimOptions(lr=1e-3, schedule="exponential", decay_factor=0.999995)
+    assert learning_rate(500_000, 1_000_000, released) == pytest.approx(1e-3 * 0.082085, rel=1e-4)  # e^-2.5
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_every_optimiser_descends_and_keeps_the_state_it_says(name, momentum):
@@ -83,6 +90,7 @@ def test_adamw_decays_weights_apart_from_the_gradient():
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"momentum": 1.0}, "momentum"),
         ({"schedule": "step"}, "decay_every"),
+        ({"schedule": "exponential"}, "near 1"),
         ({"decay_factor": 0.0}, "decay_factor"),
         ({"warmup": -1}, "warmup"),
     ],
