@@ -12,6 +12,7 @@ from condgen import config as configuration
 from condgen.commands import arguments
 from condgen.config.schema import Option, convert, options_of_call, suggest
 from condgen.errors import ConfigError, DataError
+from condgen.systems.base import HasCompletion
 from condgen.types import FIELDS
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".webp")
 CLIPS = (".mp4", ".webm", ".gif")
+POINTS = ".json"
 
 EPILOG = """\
 examples:
@@ -28,6 +30,8 @@ examples:
   condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
   condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
   condgen sample runs/NAME --walk "Sandal .. Bag .. Sandal" --num 4 -o walk.mp4
+
+  condgen sample KEYPOINT_RUN --text "a red fox" --keypoints some.json --num 4 -o points.json
 
 A flag that is repeated gives one row of the grid each; a flag given once serves every row. Each line of
 conditions.jsonl is an object with some of: text, label, boxes, keypoints, image, frames.
@@ -62,7 +66,7 @@ def main(words: Sequence[str]) -> int:
 
     out = Path(given.out or "samples.png")
     is_clip = given.walk is not None and out.suffix.lower() in CLIPS
-    if out.suffix.lower() not in PICTURES and not is_clip:
+    if out.suffix.lower() not in (*PICTURES, POINTS) and not is_clip:
         more = f", or of a walk a clip: {', '.join(CLIPS)}" if given.walk is not None else ""
         raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}{more}")
     check_latent_flags(given, is_clip=is_clip)
@@ -71,6 +75,10 @@ def main(words: Sequence[str]) -> int:
 
     conditions = asked(given)
     pipe = condgen.load(given.run, device=given.device)
+    if isinstance(pipe.system, HasCompletion):
+        return complete(pipe, given, conditions, out)
+    if out.suffix.lower() == POINTS:
+        raise ConfigError(f"-o {out}: only a run of keypoint_gan writes points; give {', '.join(PICTURES)}")
     if given.arithmetic is not None or given.walk is not None:
         return through_noise(pipe, given, conditions, out, is_clip=is_clip)
     options = sampler_options(type(pipe.system), given.words)
@@ -136,6 +144,24 @@ def written(out: Path, write: Callable[[], object]) -> None:
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
     print(out)
+
+
+def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, Any], out: Path) -> int:
+    """Keypoints as JSON for --keypoints of another run, and their layouts as a picture."""
+    if given.style or given.separate:
+        raise ConfigError("--style and --separate are for pictures; completed keypoints all go into one .json file")
+    options = sampler_options(type(pipe.system), given.words, call="complete")
+    made = pipe.complete(
+        **conditions, num=given.num or 1, seed=given.seed, batch_size=given.batch_size, **options
+    )  # fmt: skip
+    try:
+        print(made.save(out.with_suffix(POINTS)))
+        if out.suffix.lower() != POINTS:
+            made.grid().save(out)
+            print(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
+    return 0
 
 
 def asked(given: argparse.Namespace) -> dict[str, Any]:
@@ -209,9 +235,9 @@ def _parsed(text: str, source: str) -> Any:
         raise DataError(f"{source}: not JSON: {error}") from None
 
 
-def sampler_options(system: type, words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as keyword options of the system's `sample`, checked against its signature."""
-    known: dict[str, Option] = options_of_call(system.sample, without=("random",))  # type: ignore[attr-defined]
+def sampler_options(system: type, words: Sequence[str], *, call: str = "sample") -> dict[str, Any]:
+    """`key=value` words as keyword options of the system's `sample` (or `complete`), checked against its signature."""
+    known: dict[str, Option] = options_of_call(getattr(system, call), without=("random",))
     out = {}
     for name, value in configuration.read_words(words).tree.items():
         if name not in known:

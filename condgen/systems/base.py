@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from condgen.rng import Random, StepRandom
-from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
+from condgen.types import Batch, Condition, ConditionSpec, Keypoints, TargetSpec
 
 Losses = dict[str, Tensor]
 LossMethod = Callable[[Batch, StepRandom], Losses | None]
@@ -144,6 +144,15 @@ class HasLatent(Protocol):
     def encode(self, target: Tensor, condition: Condition) -> Tensor: ...
 
     def decode(self, latent: Tensor, condition: Condition) -> Tensor: ...
+
+
+@runtime_checkable
+class HasCompletion(Protocol):
+    """Completes the keypoints of a condition; need not make pictures."""
+
+    def complete(self, condition: Condition, *, random: Random, threshold: float = 0.5) -> Keypoints:
+        """Given points as they are, and drawn ones whose visibility exceeds the threshold."""
+        ...
 
 
 @runtime_checkable
