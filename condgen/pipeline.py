@@ -54,7 +54,7 @@ def load(
                    folder, RUN/checkpoints/step-N or RUN/checkpoints/best, or "owner/name" on the Hugging Face
                    Hub when no such path exists here
     device         "auto" = a GPU if there is one, otherwise the CPU
-    precision      "fp32" = reproducible; "bf16" = faster where the hardware has it
+    precision      "fp32" = reproducible; "bf16" = faster where the hardware has it; "fp16" = on a GPU
     revision       branch, tag or commit on the Hub
     encoder        a text encoder to use in place of the one that the export names
     check_encoder  False: warn, instead of stopping, when the text encoder is not the one of the training

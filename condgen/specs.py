@@ -41,10 +41,13 @@ class KeypointsSpec:
 
 @dataclass(frozen=True)
 class ImageSpec:
+    """`classes` above 0: a map of class numbers, one channel each: +1 in the channel of the pixel's class, else -1."""
+
     channels: int
     height: int
     width: int
     mask: bool = False
+    classes: int = 0
 
 
 @dataclass(frozen=True)

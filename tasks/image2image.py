@@ -1,4 +1,5 @@
-"""A picture -> another picture of the same thing. Scored by L1, PSNR, SSIM, input recovery, KID and sensitivity."""
+"""A picture -> another picture of the same thing. Scored by L1, PSNR, SSIM, input recovery, KID and sensitivity, and
+by label recovery where the source is a label map."""
 
 from __future__ import annotations
 
@@ -9,14 +10,18 @@ import torch
 
 from condgen.conditions.image import resize
 from condgen.data.base import RowDataset
+from condgen.data.cache import cache_folder
 from condgen.engine.drawing import draw_grid
+from condgen.engine.pictures import by_class
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.metrics.label_recovery import cached_segmenter, find_labels, label_scores
 from condgen.metrics.paired import paired_scores
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
+from condgen.pixels import pixels_to_float
 from condgen.systems.base import System
 from condgen.task import Task, rows_of, sensitivity_hook
 from condgen.types import Condition
@@ -36,12 +41,17 @@ class Image2Image(Task):
     """The sample grid shows source, real picture and samples; half its rows were trained on, half are held out.
 
     grid_rows   rows of the sample grid
+    labels      label recovery, which trains a segmenter on the real pairs once: "auto" = where the source looks like
+                a label map (few colours cover nearly all its flat areas; see metrics/label_recovery.py), "on", "off"
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("image",)
 
-    def __init__(self, *, grid_rows: int = 8) -> None:
-        self.grid_rows = grid_rows
+    def __init__(self, *, grid_rows: int = 8, labels: bool | str = "auto") -> None:
+        known = {True: "on", False: "off"}  # what yaml makes of on and off
+        self.grid_rows, self.labels = grid_rows, known[labels] if isinstance(labels, bool) else labels
+        if self.labels not in ("auto", "on", "off"):
+            raise ConfigError(f"eval.labels={labels!r}: choose auto, on or off")
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         train_data, test_data = built.train_data, built.test_data
@@ -88,12 +98,22 @@ class Image2Image(Task):
         )
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
         assert condition.image is not None
-        source = resize(condition.image.pixels, (real.shape[-2], real.shape[-1]))
+        drawn = condition.image.pixels
+        if built.spec.image is not None and built.spec.image.classes:
+            drawn = pixels_to_float(by_class(drawn, sure=True))  # colours have edges and brightness
+        source = resize(drawn, (real.shape[-2], real.shape[-1]))
         scores = paired_scores(fake, real, source, seen, about=about, seed=options.seed)
         if count >= KID_ROWS:
             scores += quality_scores(
                 fake, real, seen, name=options.extractor, about=about, device=world.device, seed=options.seed
             )
+        labels = None if self.labels == "off" else find_labels(train_data, sure=self.labels == "on", seed=options.seed)
+        if labels is not None:
+            judge = cached_segmenter(
+                train_data, labels, cache_folder() / "evaluators", about={"data": built.config.data_name},
+                device=world.device, say=print,
+            )  # fmt: skip
+            scores += label_scores(judge, labels, fake, real, condition.image.pixels, about=about, seed=options.seed)
         probe = condition.index(slice(0, SENSITIVITY_ROWS))
         for one in condition_sensitivity(system, probe, seed=options.seed):
             scores += one.scores(seed=options.seed, rows=len(probe), about=about)

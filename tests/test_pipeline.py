@@ -200,8 +200,8 @@ def test_precision(make, tmp_path):
     half = condgen.load(tmp_path / "e", device="cpu", precision="bf16")
     full, low = pipe(label=1).pixels, half(label=1).pixels
     assert low.dtype == torch.float32 and 0 < (full - low).abs().max() < 0.1
-    with pytest.raises(ConfigError, match="fp32 or bf16"):
-        condgen.load(tmp_path / "e", precision="fp16")
+    with pytest.raises(ConfigError, match="fp32 or bf16 or fp16"):
+        condgen.load(tmp_path / "e", precision="fp8")
     with pytest.raises(ConfigError, match="try device='auto'"):
         condgen.load(tmp_path / "e", device="quantum")
 

@@ -78,7 +78,12 @@ def export_info(built: Built, step: int) -> ExportInfo:
         options=dict(config.system),
         text=text,
         task=config.task,
-        data={"name": config.data_name, "label_names": names, "attribution": built.train_data.attribution},
+        data={
+            "name": config.data_name,
+            "label_names": names,
+            "attribution": built.train_data.attribution,
+            "background": config.data.get("background", 255),
+        },
         step=step,
     )
 

@@ -1,10 +1,11 @@
-"""`condgen translate RUN IN -o OUT`: a file, a folder or a glob of pictures of any size, names kept."""
+"""`condgen translate RUN IN -o OUT`: a file, a folder or a glob of pictures of any size, names kept; or a video."""
 
 from __future__ import annotations
 
 import glob
 import io
 import itertools
+import os
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from condgen.pipeline import Pipeline
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+CLIPS = (".mp4", ".webm", ".gif", ".avi")  # what a video is written as
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv")
 RECORD = "translate.json"
 SHOW_SECONDS = 10.0
 
@@ -29,38 +32,41 @@ examples:
   condgen translate runs/NAME photo.jpg -o drawing.png
   condgen translate runs/NAME photos/ -o out/          goes on where it stopped: finished files are skipped
   condgen translate runs/NAME "photos/*.jpg" -o out/ --batch-size 16 --precision bf16
+  condgen translate runs/NAME clip.mp4 -o drawn.mp4      frame by frame, the same rate; a new folder gets PNG frames
 
 Any size: pictures are padded to what the network takes and cut back (up to 4 megapixels), or worked on in tiles of
 the trained size that overlap by half and are blended (--fit tile). --fit stretch resizes to the trained size and back.
-Transparency is laid on white and EXIF orientation is applied. A file that cannot be read is reported, the rest goes
-on, and the exit code is 3.
+Transparency is laid on the background of the training (white) and EXIF orientation is applied. A run that was trained
+with data.source_classes reads class numbers here too. A file that cannot be read is reported, the rest goes on, and
+the exit code is 3. All frames of a video get the same noise, so that it does not flicker; its sound is left out.
 """
 
 
 def main(words: Sequence[str]) -> int:
     parser = arguments.parser("translate", "Translate pictures with a trained run.", EPILOG)
     parser.add_argument("run", help="a run folder, an export folder, or owner/name on the Hugging Face Hub")
-    parser.add_argument("source", metavar="IN", help="a picture, a folder (with its subfolders) or a quoted glob")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="a folder, or a file for one picture")
+    parser.add_argument(
+        "source", metavar="IN", help="a picture, a folder (with its subfolders), a quoted glob or a video"
+    )
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="OUT", help="a folder, or a file for one picture or video"
+    )
     parser.add_argument("--fit", default="auto", choices=("auto", "pad", "tile", "stretch"), help="other sizes (auto)")
     parser.add_argument("--format", default="png", choices=[s[1:] for s in SUFFIXES], help="of a folder's files (png)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures (0)")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="fp16 needs a GPU (fp32)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--overwrite", action="store_true", help="translate again what is already there")
     given = parser.parse_args(words)
     if given.batch_size < 1:
         raise ConfigError(f"--batch-size {given.batch_size}: give at least 1")
     out = Path(given.out)
+    if _is_video(Path(given.source), out):
+        return _translate_video(given, Path(given.source), out)
     jobs, folder = planned(given.source, out, f".{given.format}")
     todo = [job for job in jobs if given.overwrite or not job[1].exists()]
-
-    import condgen
-
-    pipe = condgen.load(given.run, device=given.device, precision=given.precision)
-    if pipe.spec.image is None:
-        raise ConfigError(f"{given.run} was trained with {', '.join(pipe.spec.given) or 'no condition'}, not pictures")
+    pipe = _load(given)
     if folder:
         _record(out, pipe, given)
     failed = _run(pipe, todo, given)
@@ -69,6 +75,17 @@ def main(words: Sequence[str]) -> int:
     done = len(todo) - len(failed)
     print(f"{done} translated, {len(jobs) - len(todo)} already there, {len(failed)} failed: {out}")
     return DataError.exit_code if failed else 0
+
+
+def _load(given: Any) -> Pipeline:
+    import condgen
+    from condgen.engine.sample import sampling
+
+    pipe = condgen.load(given.run, device=given.device, precision=given.precision)
+    if pipe.spec.image is None:
+        raise ConfigError(f"{given.run} was trained with {', '.join(pipe.spec.given) or 'no condition'}, not pictures")
+    with sampling(pipe.system, given.precision):  # says now what the device cannot do
+        return pipe
 
 
 Job = tuple[str, Path, Path]
@@ -82,7 +99,7 @@ def planned(source: str, out: Path, suffix: str) -> tuple[list[Job], bool]:
         if out.resolve() == found[0].resolve():
             raise ConfigError(f"-o {out} is the source itself; give another file")
         return [(found[0].name, out, found[0])], False
-    if out.suffix.lower() in SUFFIXES or out.is_file():
+    if out.suffix.lower() in (*SUFFIXES, *CLIPS) or out.is_file():
         raise ConfigError(f"-o {out}: {len(found)} pictures need a folder")
     names = [path.relative_to(base) for path in found]
     taken = Counter(name.with_suffix("").as_posix() for name in names)
@@ -91,7 +108,7 @@ def planned(source: str, out: Path, suffix: str) -> tuple[list[Job], bool]:
         single = taken[name.with_suffix("").as_posix()] == 1
         # a.jpg and a.png of one folder become a.jpg.png and a.png.png
         target = out / (name.with_suffix(suffix) if single else name.with_name(name.name + suffix))
-        if target.resolve() == path.resolve():
+        if os.path.realpath(target) == os.path.realpath(path):
             raise ConfigError(f"{target} would replace its source; give another folder with -o")
         jobs.append((name.as_posix(), target, path))
     return jobs, True
@@ -105,24 +122,45 @@ def _inputs(source: str, out: Path) -> tuple[list[Path], Path]:
     if path.is_file():
         return [path], path.parent
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
+        found = [p for p in path.rglob("*") if p.suffix.lower() in READABLE and _is_file(p)]
         base = path
     else:
-        found = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
-        plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-        base = Path(*plain)
-    inside = out.resolve()
-    found = [p for p in found if not p.resolve().is_relative_to(inside)]
+        base, found = _globbed(path)
+    inside = os.path.realpath(out)  # a link in a circle has no other kind of resolution
+    found = sorted(p for p in found if inside not in (real := os.path.realpath(p), *map(str, Path(real).parents)))
     if not found:
         raise DataError(f"{source}: no pictures there ({', '.join(READABLE)}); quote a glob so that it arrives whole")
     return found, base
+
+
+def _is_file(path: Path) -> bool:
+    """A file, or a link without one, which is then reported as failed."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _globbed(path: Path) -> tuple[Path, list[Path]]:
+    """The folder before the first wildcard, and what matches. `**` does not follow links, which may go in circles."""
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    base, rest = Path(*plain), list(path.parts[len(plain) :])
+    if not rest:
+        return base, [path] if path.is_symlink() else []
+    rest += ["*"] if rest[-1] == "**" else []
+    hidden = any(part.startswith(".") for part in rest)
+    try:
+        found = [p for p in base.glob("/".join(rest)) if _is_file(p)]
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{path} is no glob that can be read: {error}") from error
+    return base, [p for p in found if hidden or not any(x.startswith(".") for x in p.relative_to(base).parts)]
 
 
 def _record(out: Path, pipe: Pipeline, given: Any) -> None:
     """Notes what OUT is made with. ConfigError where its pictures were made otherwise: they would be taken as done."""
     from condgen.engine.disk import from_json, replace_file, to_json
 
-    record = {"run": str(given.run), "step": pipe.info.step, "seed": given.seed, "fit": given.fit}
+    record = {
+        "run": str(given.run), "step": pipe.info.step, "seed": given.seed, "fit": given.fit,
+        "precision": given.precision,
+    }  # fmt: skip
     file = out / RECORD
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -136,45 +174,141 @@ def _record(out: Path, pipe: Pipeline, given: Any) -> None:
 
 def _run(pipe: Pipeline, todo: Sequence[Job], given: Any) -> list[tuple[str, str]]:
     """Translates in batches; returns what failed and why. Nothing is half written."""
-    from condgen.engine.translate import translate
     from condgen.rng import derive
 
-    def asked(pixels: Tensor) -> Any:
-        from condgen.types import Condition, Image
-
-        return pipe.encode(pipe.condition({}, Condition(image=Image(pixels))))
-
     failed: list[tuple[str, str]] = []
-    began = shown = time.monotonic()
-    for start in range(0, len(todo), given.batch_size):
-        part = todo[start : start + given.batch_size]
-        good = list(_readable(pipe, part, failed))
-        ids = [derive("translate", job[0]) for job, _ in good]
-        made = translate(
-            pipe.system, [pixels for _, pixels in good], ids, fit=given.fit, seed=given.seed,
-            batch_size=given.batch_size, precision=given.precision, asked=asked,
-        )  # fmt: skip
-        for ((_, target, _), _), pixels in zip(good, made, strict=True):
+    progress = Progress("pictures", len(todo))
+    for at, part in _batches(pipe, todo, given.batch_size, failed):
+        ids = [derive("translate", job[0]) for job, _ in part]
+        made = _translated(pipe, [pixels for _, pixels in part], ids, given)
+        for ((_, target, _), _), pixels in zip(part, made, strict=True):
             _save(target, pixels)
-        now, at = time.monotonic(), start + len(part)
-        if sys.stderr.isatty() or now - shown > SHOW_SECONDS:
-            end = "\r" if sys.stderr.isatty() and at < len(todo) else "\n"
-            rate = f"{at / max(now - began, 1e-9):.1f} pictures/s"
-            print(f"{at}/{len(todo)}  {100 * at // len(todo)}%  {rate}", end=end, file=sys.stderr, flush=True)
-            shown = now
+        progress(at)
     return failed
 
 
-def _readable(pipe: Pipeline, part: Sequence[Job], failed: list[tuple[str, str]]) -> Iterator[tuple[Job, Tensor]]:
-    from condgen.data.decode import decode_image
-    from condgen.pixels import pixels_to_float
+def _translated(pipe: Pipeline, pictures: Sequence[Tensor], ids: Sequence[int], given: Any) -> list[Tensor]:
+    from condgen.engine.translate import translate
+    from condgen.types import Condition, Image
 
-    assert pipe.spec.image is not None
-    for job in part:
+    def asked(pixels: Tensor) -> Condition:
+        return pipe.encode(pipe.condition({}, Condition(image=Image(pixels))))
+
+    return translate(
+        pipe.system, pictures, ids, fit=given.fit, seed=given.seed, batch_size=given.batch_size,
+        precision=given.precision, asked=asked,
+    )  # fmt: skip
+
+
+def _batches(
+    pipe: Pipeline, todo: Sequence[Job], most: int, failed: list[tuple[str, str]]
+) -> Iterator[tuple[int, list[tuple[Job, Tensor]]]]:
+    """(jobs looked at so far, up to `most` of them with their pixels); fewer where pictures are large."""
+    from condgen.engine.translate import LARGEST_WHOLE
+
+    part: list[tuple[Job, Tensor]] = []
+    for at, job in enumerate(todo, start=1):
         try:
-            yield job, pixels_to_float(decode_image(job[2], channels=pipe.spec.image.channels))
+            part.append((job, _read(pipe, job[2])))
         except (DataError, OSError) as error:
             failed.append((job[0], str(error)))
+        if len(part) == most or sum(pixels[0].numel() for _, pixels in part) > 2 * LARGEST_WHOLE:
+            yield at, part
+            part = []
+    yield len(todo), part
+
+
+def _read(pipe: Pipeline, path: Path) -> Tensor:
+    """The picture as the training read it, float in [-1, 1]."""
+    from condgen.data.decode import decode_classes, decode_image
+    from condgen.pixels import pixels_to_float
+
+    spec, background = pipe.spec.image, pipe.info.data.get("background", 255)
+    assert spec is not None
+    if spec.classes:
+        return pixels_to_float(decode_classes(path, spec.classes))
+    behind = min(max(background, 0), 255) if isinstance(background, int) else 255
+    return pixels_to_float(decode_image(path, channels=spec.channels, background=behind))
+
+
+class Progress:
+    """A line on the screen while it goes on; every few seconds where the screen is a file."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self.what, self.total = what, total
+        self.began = self.shown = time.monotonic()
+
+    def __call__(self, at: int) -> None:
+        now, alive = time.monotonic(), sys.stderr.isatty()
+        if not at or not (alive or now - self.shown > SHOW_SECONDS):
+            return
+        share = f"/{self.total}  {100 * at // self.total}%" if self.total else ""
+        rate = f"{at / max(now - self.began, 1e-9):.1f} {self.what}/s"
+        end = "\r" if alive and at != self.total else "\n"
+        print(f"{at}{share}  {rate}", end=end, file=sys.stderr, flush=True)
+        self.shown = now
+
+
+# video
+
+
+def _is_video(source: Path, out: Path) -> bool:
+    """By the suffixes: a GIF is a video where it is to become one."""
+    suffix = source.suffix.lower()
+    return source.is_file() and (suffix in VIDEOS or (suffix == ".gif" and out.suffix.lower() in CLIPS))
+
+
+def _translate_video(given: Any, source: Path, out: Path) -> int:
+    """Frame by frame in batches; OUT appears when it is whole."""
+    from condgen.data.video import probe
+    from condgen.engine.clips import write_clip
+
+    suffix = out.suffix.lower()
+    if suffix and suffix not in CLIPS:
+        raise ConfigError(
+            f"-o {out}: a video becomes {', '.join(CLIPS)}, or without a suffix a new folder of PNG frames"
+        )
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"-o {out} is the source itself; give another file")
+    if out.is_dir():
+        raise ConfigError(f"-o {out} is a folder that is there; give a new one, or {out / source.stem}.mp4")
+    if out.is_file() and not suffix:
+        raise ConfigError(f"-o {out} is a file; frames need a folder")
+    if out.is_file() and not given.overwrite:
+        print(f"already there: {out}")
+        return 0
+    pipe, clip, count = _load(given), probe(source), 0
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal count
+        for frame in _frames(pipe, source, clip.frames, given):
+            count += 1
+            yield frame
+
+    write_clip(out, counted(), fps=clip.fps, comment=pipe.info.attribution)
+    print(f"{count} frames translated at {clip.fps:g} a second, without sound: {out}")
+    return 0
+
+
+def _frames(pipe: Pipeline, source: Path, total: int | None, given: Any) -> Iterator[Tensor]:
+    from condgen.data.decode import LUMA
+    from condgen.data.video import read_frames
+    from condgen.pixels import pixels_to_float
+    from condgen.rng import derive
+
+    spec = pipe.spec.image
+    assert spec is not None
+    if spec.classes or spec.channels not in (1, 3):
+        raise ConfigError(f"{given.run} takes {spec.channels} channels, which frames of a video do not have")
+    noise, at, progress = derive("translate", source.name), 0, Progress("frames", total)
+    frames = read_frames(source)
+    while part := [pixels_to_float(frame) for frame in itertools.islice(frames, given.batch_size)]:
+        if spec.channels == 1:
+            part = [sum(share * band for share, band in zip(LUMA, frame, strict=True))[None] for frame in part]
+        made = _translated(pipe, part, [noise] * len(part), given)
+        yield from (pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels for pixels in made)
+        at += len(part)
+        progress(at)
 
 
 def _save(target: Path, pixels: Tensor) -> None:

@@ -24,7 +24,8 @@ class ImageMap(ConditionKind):
 
     Pixels that the mask does not give are set to 0 before anything reads them, so their content cannot matter.
 
-    resample   "area" for photos: mean over the source area, no aliasing; "nearest" for label ids coded as pixels
+    resample   "area" for photos: mean over the source area, no aliasing; "nearest" for label ids coded as pixels, and
+               always for maps of classes (spec.classes)
     patch      side of a patch in source pixels
     """
 
@@ -44,7 +45,7 @@ class ImageMap(ConditionKind):
         super().__init__(spec, form, width=width, nullable=nullable)
         if resample not in ("area", "nearest") or patch < 1:
             raise ConfigError(f"image resample={resample!r}, patch={patch}; choose area or nearest, and patch >= 1")
-        self.resample, self.patch = resample, patch
+        self.resample, self.patch = "nearest" if spec.classes else resample, patch
         channels = spec.channels + int(spec.mask)
         self.width = width or (channels if form == "map" else DEFAULT_WIDTH)
         self.null = nn.Parameter(torch.zeros(self.width)) if nullable and form != "map" else None

@@ -88,6 +88,62 @@ def decode_image(
     return _with_channels(pixels, channels, background)
 
 
+def has_end_mark(path: Path) -> bool:
+    """Whether a JPEG or PNG ends as its format says; True for other formats. Reads a few bytes.
+
+    False for most files that break off, and for good ones with something appended.
+    """
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(3), file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - 12))
+            end = file.read(12)
+    except OSError:
+        return False
+    if start.startswith(b"\xff\xd8"):
+        return end.endswith(b"\xff\xd9")
+    return end[4:8] == b"IEND" if start == b"\x89PN" else True
+
+
+def decode_classes(source: Path | str | bytes, classes: int, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """A picture whose pixels are class numbers, as `one_hot` of them: (classes, H, W) uint8.
+
+    Numbers are the indices of a palette picture, or the values of one channel of 1, 8 or 16 bits as they are stored.
+    Raises DataError for what holds no numbers (colour, alpha, JPEG, which changes them) and for one >= classes.
+    """
+    return one_hot(read_numbers(source, max_pixels=max_pixels), classes)
+
+
+def one_hot(numbers: Tensor, classes: int) -> Tensor:
+    """Class numbers (H, W) -> uint8 (classes, H, W): 255 in the channel of the pixel's class, 0 in the others, which
+    are +1 and -1 as float. Raises DataError for a number outside 0..classes-1."""
+    high = int(numbers.max())
+    if high >= classes or int(numbers.min()) < 0:
+        bad = numbers[(numbers >= classes) | (numbers < 0)]
+        void = " 255 often marks pixels without a class (void);" if high == 255 else ""
+        raise DataError(
+            f"{len(bad)} of {numbers.numel()} pixels hold no class: there is {int(bad.max())}, and the classes are "
+            f"0..{classes - 1} (data.source_classes={classes} in training);{void} give such pixels a class of their own"
+        )
+    return (numbers[None] == torch.arange(classes)[:, None, None]).to(torch.uint8) * 255
+
+
+def read_numbers(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The numbers (H, W) int64 that a palette picture or a picture of one channel stores; see `decode_classes`."""
+    with _Opened(source, max_pixels) as image:
+        kind, mode = image.format, image.mode
+        image.load()
+        turn = _orientation(image.getexif)
+        if kind == "JPEG" or not (mode in ("1", "L", "P") or mode.startswith("I")):
+            what = "a JPEG, whose compression changes them" if kind == "JPEG" else f"{kind} of kind {mode}"
+            raise DataError(
+                f"class numbers need a palette picture or one channel without alpha; it is {what}. Save the numbers "
+                "as PNG, or leave data.source_classes out to use the colours"
+            )
+        array = np.asarray(image).astype(np.int64)[..., None]
+    return torch.from_numpy(np.array(_upright(array, turn)[..., 0], order="C"))
+
+
 class _Opened:
     """Opens a picture lazily after checking its size; turns every failure inside the block into DataError."""
 
@@ -105,7 +161,10 @@ class _Opened:
             else:
                 path = Path(self.source)
                 if not path.is_file():  # a folder, a device or a pipe is not a picture
-                    raise DataError("the file is missing" if not path.exists() else "it is not a regular file")
+                    lost = (
+                        "it is a link that leads nowhere or in a circle" if path.is_symlink() else "the file is missing"
+                    )
+                    raise DataError(lost if not path.exists() else "it is not a regular file")
                 size, self.file = path.stat().st_size, path.open("rb")
                 own = NAMED_FORMATS.get(path.suffix.lower())
                 formats = (*FORMATS, own) if own else FORMATS
@@ -130,10 +189,12 @@ class _Opened:
 
 
 def _reason(error: Exception) -> str:
-    import PIL
+    import PIL.Image
 
     if isinstance(error, PIL.UnidentifiedImageError):
         return f"it is not a picture in an accepted format ({', '.join(FORMATS)}; {', '.join(NAMED_FORMATS)} by name)"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return f"the header says {str(error).partition('(')[2].split(')')[0]}; at most {MAX_PIXELS} are decoded"
     if isinstance(error, PermissionError):
         return "the file may not be read (permission denied)"
     return f"it cannot be decoded: {str(error).split(chr(10))[0][:200] or type(error).__name__}"

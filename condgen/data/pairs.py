@@ -10,9 +10,9 @@ Nothing is converted. Without split folders a hash of the name splits.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,33 +20,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condgen import rng
-from condgen.data._manifest import scan
+from condgen.data._pairing import NAMED, SPLITS, Pair, choose, find_pairs
 from condgen.data.base import RowDataset
-from condgen.data.decode import LUMA, Header, cut, decode_image, read_header, resize
+from condgen.data.decode import (
+    LUMA,
+    Header,
+    cut,
+    decode_classes,
+    decode_image,
+    has_end_mark,
+    read_header,
+    read_numbers,
+    resize,
+)
 from condgen.errors import ConfigError, DataError
 from condgen.options import Range
 from condgen.pixels import pixels_to_float
 from condgen.types import ConditionSpec, ImageSpec, Sample, TargetSpec
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 PROBED = 32  # pairs whose headers are read to learn channels and to find what is wrong with all of them
-NAMED = 5  # names in one message
-HELD_OUT = 2  # pairs that are held out at least, from 4 pairs on
+CHECKED = 4096  # pairs of a split that are looked at before training; later ones when their turn comes
+MAX_CLASSES = 1024
 PUBLISHED_JITTER = 286 / 256
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Row `key`: two files, or one joined file as both."""
-
-    key: str
-    a: Path
-    b: Path
-
-    @property
-    def joined(self) -> bool:
-        return self.a == self.b
 
 
 class Pairs(RowDataset):
@@ -62,14 +57,19 @@ class Pairs(RowDataset):
     flip         mirror half of the training pairs, both together
     resize       "stretch" as published, or "crop": aspect ratio kept, then cut
     source_resample   "area" for photos and drawings; "nearest" for label maps, whose colours must not mix
+    source_classes    above 0: source pixels are class numbers below it (palette PNG, or one channel of 8 or 16 bits),
+                      and the source has one channel a class, +1 where the pixel is of it, else -1; always "nearest"
     source_channels, channels   of source and target: 1, 3, or 0 = as the files have
     palette      pictures whose pixels are numbers of colours: "refuse", because an editor that saves label maps so
-                 may mean the numbers, or "colours": use the colours
+                 may mean the numbers; "colours": use the colours; "numbers": those of sources, with source_classes
     unpaired     names that only one folder has: "refuse", or "skip"
+    broken       pairs that cannot be used (sizes differ, damaged file): "refuse" before training starts, or "skip":
+                 left out and reported when their turn comes. The first 4096 pairs of a split are looked at
     background   0..255 under transparent pixels
 
+    Grey of 16 bits becomes float, 0 -> -1 and 65535 -> +1, so it keeps its depth; as class numbers it stays as it is.
+
     Raises DataError for names without partner, an empty folder, and where no pair that was looked at can be used.
-    A single pair that cannot be used (sizes differ, damaged file) raises DataError when it is read.
     """
 
     def __init__(
@@ -85,34 +85,47 @@ class Pairs(RowDataset):
         flip: bool = True,
         resize: Literal["stretch", "crop"] = "stretch",
         source_resample: Literal["area", "nearest"] = "area",
+        source_classes: Annotated[int, Range(0, MAX_CLASSES)] = 0,
         source_channels: Literal[0, 1, 3] = 0,
         channels: Literal[0, 1, 3] = 0,
-        palette: Literal["refuse", "colours"] = "refuse",
+        palette: Literal["refuse", "colours", "numbers"] = "refuse",
         unpaired: Literal["refuse", "skip"] = "refuse",
+        broken: Literal["refuse", "skip"] = "refuse",
         background: Annotated[int, Range(0, 255)] = 255,
     ) -> None:
         if split not in (*SPLITS, "all"):
             raise ConfigError(f"data.split={split!r}: choose one of {', '.join(SPLITS)}, all")
         if 0 < load_size < size:
             raise ConfigError(f"data.load_size={load_size} is smaller than data.size={size}; 0 = the published rule")
+        if source_classes == 1 or (source_classes and source_channels):
+            raise ConfigError(
+                f"data.source_classes={source_classes} with data.source_channels={source_channels}: give 2 classes or "
+                "more, and no channels beside them: a class is a channel"
+            )
         self.size, self.direction, self.flip = size, direction, flip
+        self.classes = source_classes
         self.load_size = (load_size or round(size * PUBLISHED_JITTER)) if jitter else size
-        self.policy, self.source_resample = resize, source_resample
+        self.policy, self.source_resample = resize, "nearest" if source_classes else source_resample
         self.palette, self.background = palette, background
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"data.root={root!r} is not a folder")
         everything = find_pairs(self.root, skip_unpaired=unpaired == "skip")
-        self.rows = _choose(everything, split, holdout)
+        self.rows = choose(everything, split, holdout)
         known = [pair for pairs in everything.values() for pair in pairs]
+        if palette == "numbers" and not source_classes:
+            raise ConfigError(self._count_missing(known))
+        if broken == "refuse":
+            self._refuse_broken(self.rows[:CHECKED])
         a, b = self._probe(known)
         source, target = (a, b) if direction == "AtoB" else (b, a)
         self._asked = (source_channels or None, channels or None)
         self.channels: tuple[int, int] = (
-            int(source_channels) or max(h.channels for h in source), int(channels) or max(h.channels for h in target),
+            source_classes or int(source_channels) or max(h.channels for h in source),
+            int(channels) or max(h.channels for h in target),
         )  # fmt: skip
-        self.deep = (any(h.deep for h in source), any(h.deep for h in target))
-        self.provides = ConditionSpec(image=ImageSpec(self.channels[0], size, size))
+        self.deep = (any(h.deep for h in source) and not source_classes, any(h.deep for h in target))
+        self.provides = ConditionSpec(image=ImageSpec(self.channels[0], size, size, classes=source_classes))
         self.target = TargetSpec(self.channels[1], size, size)
 
     def __len__(self) -> int:
@@ -152,15 +165,18 @@ class Pairs(RowDataset):
         """A and B at full size, with the channels of their side."""
         roles = (0, 1) if self.direction == "AtoB" else (1, 0)  # role 0 is the source
         if pair.joined:
-            pixels = self._decoded(pair.a, None)
+            pixels = self._decoded(pair.a)
             middle = pixels.shape[-1] // 2
             halves = (pixels[..., :middle], pixels[..., middle:])
         else:
-            halves = (self._decoded(pair.a, self._asked[roles[0]]), self._decoded(pair.b, self._asked[roles[1]]))
+            halves = (self._decoded(pair.a, roles[0]), self._decoded(pair.b, roles[1]))
         return self._fitted(halves[0], pair, roles[0]), self._fitted(halves[1], pair, roles[1])
 
-    def _decoded(self, path: Path, channels: int | None) -> Tensor:
+    def _decoded(self, path: Path, role: int | None = None) -> Tensor:
         try:
+            if role == 0 and self.classes:
+                return decode_classes(path, self.classes)
+            channels = None if role is None else self._asked[role]
             return decode_image(path, channels=channels, background=self.background)
         except DataError as error:
             raise DataError(f"{self._name(path)}: {error}") from error
@@ -185,12 +201,19 @@ class Pairs(RowDataset):
                 header = read_header(path)
             except DataError as error:
                 raise DataError(f"{self._name(path)}: {error}") from error
-            if header.palette and self.palette == "refuse":
+            source = path == (pair.a if self.direction == "AtoB" else pair.b)
+            if header.palette and self.palette != "colours" and not (source and self.classes):
                 raise DataError(
                     f"{self._name(path)}: a palette picture; its pixels are numbers of colours in a table. Set "
-                    "data.palette=colours to use the colours, or save it as RGB (or as grey, to use the numbers)"
+                    "data.palette=colours to use the colours, or save it as RGB"
+                    + (", or data.source_classes=N if the numbers are classes 0..N-1" if source else "")
                 )
             found.append(header)
+        if pair.joined and self.classes:
+            raise DataError(
+                f"{pair.key}: class numbers cannot be joined with a picture; data.source_classes={self.classes} needs "
+                "folders A and B"
+            )
         if pair.joined:
             if found[0].width % 2:
                 raise DataError(
@@ -205,6 +228,42 @@ class Pairs(RowDataset):
                 "a pair must have one size, and show the same thing at the same place"
             )
         return a, b
+
+    def _refuse_broken(self, rows: Sequence[Pair]) -> None:
+        """Raises DataError where pairs differ in size, or files break off or are no pictures at all.
+
+        Headers and last bytes are read, which takes a tenth of a millisecond a file; a file without its end mark is
+        decoded to be sure. Of class numbers the first maps are read.
+        """
+        problems: dict[str, list[str]] = {}  # reason -> names
+        for at, pair in enumerate(rows):
+            try:
+                self._headers(pair)
+                if self.classes and at < PROBED:
+                    self._decoded(pair.a if self.direction == "AtoB" else pair.b, 0)
+                for path in dict.fromkeys((pair.a, pair.b)):
+                    if not has_end_mark(path):
+                        self._decoded(path)
+            except DataError as error:
+                name, _, reason = str(error).partition(": ")
+                problems.setdefault(reason, []).append(name)
+        if not problems:
+            return
+        count = sum(map(len, problems.values()))
+        said = [f"{_listed(names)}: {reason}" for reason, names in list(problems.items())[:NAMED]]
+        more = f"; {len(problems) - NAMED} more reasons" if len(problems) > NAMED else ""
+        left = len(rows) - count
+        hint = f". Repair or remove them, or set data.broken=skip to train on the other {left}" if left else ""
+        raise DataError(f"{count} of {len(rows)} pairs cannot be used. {'; '.join(said)}{more}{hint}")
+
+    def _count_missing(self, known: Sequence[Pair]) -> str:
+        """data.palette=numbers without their count: what to write, from the first sources."""
+        numbers = []
+        for pair in known[:PROBED]:
+            with contextlib.suppress(DataError):
+                numbers.append(int(read_numbers(pair.a if self.direction == "AtoB" else pair.b).max()))
+        seen = f"; the first {len(numbers)} hold numbers up to {max(numbers)}" if numbers else ""
+        return f"data.palette=numbers: say with data.source_classes=N how many classes the sources have{seen}"
 
     def _probe(self, known: Sequence[Pair]) -> tuple[list[Header], list[Header]]:
         """Headers of the first pairs. Raises the first problem where every one of them has one."""
@@ -222,91 +281,5 @@ class Pairs(RowDataset):
         return path.relative_to(self.root).as_posix()
 
 
-def find_pairs(root: Path, *, skip_unpaired: bool = False) -> dict[str, list[Pair]]:
-    """Split name -> pairs; the one name "" where there are no split folders. Raises DataError."""
-    if (root / "A").is_dir() or (root / "B").is_dir():
-        outer = {name: (root / "A" / f, root / "B" / f) for name, f in _inner(root / "A", root / "B")}
-        return _matched_all(outer or {"": (root / "A", root / "B")}, root, skip_unpaired)
-    folders = {name: root / f for name, names in SPLITS.items() for f in names if (root / f).is_dir()}
-    words = {name: f for name, names in SPLITS.items() for f in names if (root / f"{f}A").is_dir()}
-    if words and not folders:
-        sides = {name: (root / f"{f}A", root / f"{f}B") for name, f in words.items()}
-        return _matched_all(sides, root, skip_unpaired)
-    sides = {n: (f / "A", f / "B") for n, f in folders.items() if (f / "A").is_dir() or (f / "B").is_dir()}
-    if sides:
-        return _matched_all(sides, root, skip_unpaired)
-    found = {
-        name: [Pair(row.key, row.path, row.path) for row in scan(folder, root)]
-        for name, folder in (folders or {"": root}).items()
-    }
-    if not any(found.values()):
-        raise DataError(
-            f"{root} holds no pairs; give joined pictures (A|B side by side), or the folders A and B with one name "
-            "for the two pictures of a pair, each with or without train, val and test"
-        )
-    return {name: pairs for name, pairs in found.items() if pairs}
-
-
-def _inner(*sides: Path) -> list[tuple[str, str]]:
-    """(split, folder) of split folders inside A or B."""
-    return [(n, f) for n, names in SPLITS.items() for f in names if any((side / f).is_dir() for side in sides)]
-
-
-def _matched_all(sides: Mapping[str, tuple[Path, Path]], root: Path, skip: bool) -> dict[str, list[Pair]]:
-    return {name: _matched(a, b, root, skip) for name, (a, b) in sides.items()}
-
-
-def _matched(a: Path, b: Path, root: Path, skip: bool) -> list[Pair]:
-    one, two = _by_stem(a, root), _by_stem(b, root)
-    for folder, files in ((a, one), (b, two)):
-        if not files:
-            what = "holds no picture" if folder.is_dir() else "is missing"
-            raise DataError(f"the folder {folder.relative_to(root).as_posix()} {what}; pairs need pictures in A and B")
-    lonely = [(name, a if name in one else b) for name in sorted(one.keys() ^ two.keys())]
-    both = sorted(one.keys() & two.keys())
-    if lonely and (not skip or not both):
-        names = ", ".join(f"{f.relative_to(root).as_posix()}/{name}" for name, f in lonely[:NAMED])
-        more = f" and {len(lonely) - NAMED} more" if len(lonely) > NAMED else ""
-        raise DataError(
-            f"{len(lonely)} pictures have no partner of the same name: {names}{more}. {len(both)} pairs are complete; "
-            "rename the files, or set data.unpaired=skip to use the complete pairs"
-        )
-    prefix = "" if a.name == "A" and a.parent == root else f"{_split_of(a, root)}/"
-    return [Pair(prefix + name, one[name], two[name]) for name in both]
-
-
-def _split_of(a: Path, root: Path) -> str:
-    """ "train" of train/A, A/train or trainA."""
-    words = [part for part in a.relative_to(root).parts if part != "A"]
-    return "/".join(words).removesuffix("A")
-
-
-def _by_stem(folder: Path, root: Path) -> dict[str, Path]:
-    """Path below the folder without suffix -> file."""
-    out: dict[str, Path] = {}
-    for row in scan(folder, root) if folder.is_dir() else ():
-        name = row.path.relative_to(folder).with_suffix("").as_posix()
-        if name in out:
-            where = folder.relative_to(root).as_posix()
-            raise DataError(f"{where} has two pictures named {name}: {out[name].name} and {row.path.name}; keep one")
-        out[name] = row.path
-    return out
-
-
-def _choose(everything: Mapping[str, list[Pair]], split: str, holdout: float) -> list[Pair]:
-    if split == "all":
-        return [pair for pairs in everything.values() for pair in pairs]
-    if "" not in everything:
-        order = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]
-        name = next((n for n in order if n in everything), None)
-        if name is None:
-            raise DataError(f"data.split={split!r}: the root has only {', '.join(everything)} folders")
-        return everything[name]
-    pairs = everything[""]
-    limit = holdout * 2**63
-    numbers = [rng.derive("pairs", "split", pair.key) for pair in pairs]
-    held = [number < limit for number in numbers]
-    if holdout > 0 and len(pairs) >= 2 * HELD_OUT:  # a small folder must be scorable as well
-        for at in sorted(range(len(pairs)), key=numbers.__getitem__)[:HELD_OUT]:
-            held[at] = True
-    return [pair for pair, out in zip(pairs, held, strict=True) if out == (split != "train")]
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -9,7 +9,8 @@ What can be read, whatever the file is called:
 
 Clips are hostile until proved otherwise. A path must be a regular local file; its content chooses the demuxer out of a
 short list, so playlists and addresses are refused and nothing that a file names is ever opened. FFmpeg decodes short
-and damaged files without an error, so their structure is checked and the frames are counted. Every call opens and
+files without an error, so their structure is checked and the frames are counted. Flipped bits in a whole file mostly
+decode to other pixels, in every codec: only a hash tells, such as sha256 in metadata.jsonl. Every call opens and
 closes the file itself: nothing stays open in a loader process, and a forked one inherits nothing.
 """
 
@@ -78,6 +79,7 @@ def probe(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> ClipInfo:
         if kind == "picture":
             head = read_header(path, max_pixels=max_pixels)
             return ClipInfo(stacked(head.width, head.height), 0.0, head.width, head.width, None)
+        _refuse_short(path, kind, max_pixels)
         with _Opened(path, kind, max_pixels) as (container, stream):
             first = next(_decoded(container, stream, max_pixels), None)
             if first is None:
@@ -179,7 +181,8 @@ def _naming(path: Path | str) -> Iterator[None]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     except Exception as error:
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        # FFmpeg's own words, without the number and the whole path
+        reason = str(getattr(error, "strerror", None) or error).split("\n")[0][:200] or type(error).__name__
         raise DataError(f"{name}: it cannot be decoded: {reason}") from error
 
 
@@ -212,9 +215,12 @@ class _Opened:
             if not self.container.streams.video:
                 raise DataError("there is no video stream in it")
             stream = self.container.streams.video[0]
-            _check_size(stream.codec_context.width, stream.codec_context.height, self.max_pixels)
+            coder = stream.codec_context
+            if coder.width < 1 or coder.height < 1:  # also what FFmpeg makes of a size above its limit
+                raise DataError(f"it has no size that can be decoded (at most {self.max_pixels} pixels)")
+            _check_size(coder.width, coder.height, self.max_pixels)
             # one thread: loader processes are the parallel part, and damaged frames are reported where they are
-            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+            stream.thread_type, coder.thread_count = "NONE", 1
             return cast("InputContainer", self.container), stream
         except BaseException:
             self.__exit__()

@@ -39,8 +39,8 @@ CODECS: dict[tuple[str, bool], tuple[str, str, str, dict[str, str]]] = {
     (".mp4", True): ("mp4", "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}),
     (".webm", False): ("webm", "libvpx-vp9", "yuv420p", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}),
     (".webm", True): ("webm", "libvpx-vp9", "gbrp", {"lossless": "1", "deadline": "good", "cpu-used": "4"}),
-    (".avi", False): ("avi", "ffv1", "bgr0", {}),
-    (".avi", True): ("avi", "ffv1", "bgr0", {}),
+    (".avi", False): ("avi", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}),
+    (".avi", True): ("avi", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}),
 }
 BT601 = 6  # SMPTE 170M, the number of FFmpeg's colour tables; players assume it for small pictures
 PALETTE_PIXELS = 1 << 20  # looked at to choose the 256 colours of a GIF

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +26,31 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
+def by_class(pixels: Tensor, *, sure: bool = False) -> Tensor:
+    """Maps of classes (..., C, H, W), +1 in the channel of a pixel's class and -1 in the others, -> uint8
+    (..., 3, H, W): one colour and brightness a class. Anything else is returned as it is.
+
+    sure   they are maps of classes. Otherwise 3 channels are an RGB picture, in red, green and blue if need be."""
+    classes = pixels.shape[-3]
+    if not sure and (classes in (1, 3) or not _one_hot(pixels)):
+        return pixels
+    at = torch.arange(classes)
+    hue, light = (at * 0.7548777) % 1, (at * 0.5698403 + 0.5) % 1  # the R2 sequence: far apart for any number
+    wheel = (6 * ((hue[:, None] + torch.tensor([0.0, 2 / 3, 1 / 3])) % 1) - 3).abs().sub(1).clamp(0, 1)
+    colours = ((0.25 + 0.75 * wheel) * (0.3 + 0.7 * light[:, None]) * 255).round().to(torch.uint8)
+    return colours[pixels.argmax(-3).cpu()].movedim(-1, -3)
+
+
+def _one_hot(pixels: Tensor) -> bool:
+    low, high = (0, 255) if pixels.dtype == torch.uint8 else (-1, 1)
+    ends = ((pixels == low) | (pixels == high)).all()
+    return bool(ends) and bool(((pixels == high).sum(-3) == 1).all())
+
+
 def to_rgb(pixels: Tensor) -> Image.Image:
-    """For looking at: alpha is laid on white, and of 2 or more than 4 channels the first is shown in grey."""
+    """For looking at: classes in colours, alpha on white; of 2 or more than 4 other channels the first in grey."""
+    if pixels.dim() == 3:
+        pixels = by_class(pixels)
     if pixels.dim() == 3 and pixels.shape[0] not in (1, 3, 4):
         pixels = pixels[:1]
     picture = to_pil(pixels)

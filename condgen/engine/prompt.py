@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image as PilImage
 from PIL import ImageOps
 from torch import Tensor
 
-from condgen.data.decode import decode_image, resize
+from condgen.data.decode import decode_classes, decode_image, one_hot, resize
 from condgen.errors import ConfigError, DataError
 from condgen.pixels import pixels_to_float
 from condgen.registry import unknown
@@ -224,7 +225,8 @@ def _numbers(name: str, row: Any) -> list[list[float]]:
 def _images(rows: Sequence[Any], spec: ImageSpec, names: Sequence[str]) -> Image:
     zero = torch.zeros(spec.channels, spec.height, spec.width)
     size = (spec.height, spec.width)
-    pixels = torch.stack([zero if v is None else read_picture(v, spec.channels, size) for v in rows])
+    read = read_class_map if spec.classes else read_picture
+    pixels = torch.stack([zero if v is None else read(v, spec.channels, size) for v in rows])
     given = torch.tensor([float(v is not None) for v in rows]).view(-1, 1, 1, 1)
     return Image(pixels, given.expand(-1, 1, *size).clone() if spec.mask else None)
 
@@ -275,6 +277,27 @@ def read_picture(value: Any, channels: int, size: tuple[int, int]) -> Tensor:
     if isinstance(value, PilImage.Image):
         return _fit_tensor(decode_image(_as_png(value), channels=channels), channels, size)
     raise DataError(f"a picture cannot be read from {type(value).__name__}; pass a file, PIL picture or tensor")
+
+
+def read_class_map(value: Any, classes: int, size: tuple[int, int]) -> Tensor:
+    """A file, PIL picture or array of class numbers (H, W), or a tensor (classes, H, W) of -1 and +1 -> float
+    (classes, *size); another size takes the nearest pixel. Raises DataError."""
+    if isinstance(value, Tensor) and value.dim() == 3 and len(value) == classes:
+        pixels = pixels_to_float(value.detach().cpu()).float()
+    elif isinstance(value, Tensor | np.ndarray):
+        pixels = pixels_to_float(one_hot(torch.as_tensor(value).cpu().long().squeeze(), classes))
+    elif isinstance(value, str | Path):
+        try:
+            pixels = pixels_to_float(decode_classes(value, classes))
+        except DataError as error:
+            raise DataError(f"{value}: {error}") from error
+    elif isinstance(value, PilImage.Image):
+        held = io.BytesIO()
+        value.save(held, format="PNG")
+        pixels = pixels_to_float(decode_classes(held.getvalue(), classes))
+    else:
+        raise DataError(f"a class map cannot be read from {type(value).__name__}; pass a file, PIL picture or tensor")
+    return F.interpolate(pixels[None], size=size, mode="nearest-exact")[0]
 
 
 def _as_png(picture: PilImage.Image) -> bytes:

@@ -19,7 +19,7 @@ from condgen.rng import RowRandom, derive
 from condgen.systems.base import System
 from condgen.types import Condition
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class Gathering(Protocol):
@@ -48,7 +48,8 @@ def sample_rows(
 
     condition   len(ids) rows, or no field at all for an unconditional system
     ids         any integers; row i depends on (seed, ids[i]) and on row i of the condition
-    precision   "fp32" also inside an autocast region, so that samples are reproducible; "bf16" = autocast
+    precision   "fp32" also inside an autocast region, so that samples are reproducible; "bf16" and, on a GPU, "fp16"
+                = autocast
     options     keyword options of this system's `sample`
 
     Training mode, global random state and gradients of the caller are left as they were.
@@ -97,12 +98,15 @@ def sampling(system: nn.Module, precision: str = "fp32", stray: int = 0) -> Iter
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; sampling knows {', '.join(PRECISIONS)}")
     device = device_of_module(system)
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"precision fp16 needs a GPU, and the system is on {device}; use bf16 or fp32")
     modes = [(module, module.training) for module in system.modules()]
     cuda = [device] if device.type == "cuda" else []
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
     with (
         torch.random.fork_rng(devices=cuda),
         torch.no_grad(),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+        torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"),
         # TF32 convolutions, the default on CUDA, keep 10 bits: enough to make samples depend on the batch size
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
     ):

@@ -16,7 +16,7 @@ from condgen.systems.base import System
 from condgen.types import Condition, Image
 
 FITS = ("auto", "pad", "tile", "stretch")
-LARGEST_WHOLE = 2048 * 2048  # pixels that "auto" still gives to the network at once
+LARGEST_WHOLE = 2048 * 2048  # pixels that "auto" still gives to the network at once, in one picture or in several
 
 Asked = Callable[[Tensor], Condition]
 """Source pictures (B, C, H, W) in [-1, 1] -> the whole condition."""
@@ -60,9 +60,13 @@ def translate(
     tile     windows of the trained size that overlap by half, blended with weights that fall to their edges
     stretch  resized to the trained size, and back
 
+    Maps of classes (ImageSpec.classes) are one-hot, as `decode_classes` reads them, and are resized by nearest pixel.
+    At most batch_size pictures, and `LARGEST_WHOLE` pixels, are worked on at once.
     The result of one picture is a function of (picture, seed, its id), not of the others.
     """
     spec = system.target_spec
+    image = system.condition_spec.image
+    classes = image is not None and image.classes > 0
     out: list[Tensor] = [torch.empty(0)] * len(pictures)
     whole: dict[tuple[int, int], list[int]] = {}
     ready: dict[int, Tensor] = {}
@@ -76,11 +80,12 @@ def translate(
             multiple = int(getattr(system, "multiple", 1))
             ready[at] = _padded(picture, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
         else:
-            ready[at] = _resized(picture, spec.height, spec.width)
+            ready[at] = _resized(picture, spec.height, spec.width, nearest=classes)
         whole.setdefault((ready[at].shape[-2], ready[at].shape[-1]), []).append(at)
-    for places in whole.values():
-        for start in range(0, len(places), batch_size):
-            part = places[start : start + batch_size]
+    for (height, width), places in whole.items():
+        rows = max(1, min(batch_size, LARGEST_WHOLE // (height * width)))
+        for start in range(0, len(places), rows):
+            part = places[start : start + rows]
             made = _sample(
                 system, torch.stack([ready[at] for at in part]), [ids[at] for at in part], seed, precision, asked
             )
@@ -142,7 +147,9 @@ def _padded(picture: Tensor, height: int, width: int) -> Tensor:
     return F.pad(picture[None], (0, right, 0, below), mode="reflect" if mirrored else "replicate")[0]
 
 
-def _resized(picture: Tensor, height: int, width: int) -> Tensor:
+def _resized(picture: Tensor, height: int, width: int, nearest: bool = False) -> Tensor:
     if picture.shape[-2:] == (height, width):
         return picture
+    if nearest:
+        return F.interpolate(picture[None], (height, width), mode="nearest-exact")[0]
     return F.interpolate(picture[None], (height, width), mode="bilinear", antialias=True)[0].clamp(-1, 1)

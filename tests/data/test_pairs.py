@@ -10,6 +10,7 @@ import torch
 from condgen.data.base import BatchDataset, collate
 from condgen.data.pairs import Pairs
 from condgen.errors import ConfigError, DataError
+from condgen.types import ImageSpec
 
 RED, BLUE = (200, 10, 20), (10, 20, 200)
 
@@ -115,13 +116,18 @@ def test_unpaired_names(tmp_path):
 def test_different_sizes(tmp_path):
     two_folders(tmp_path)
     paint(tmp_path / "B/2.jpg", BLUE, (30, 16))
+    with pytest.raises(DataError, match=r"1 of 3 pairs .* 2: A has 20 x 16 pixels and B 30 x 16; .*data.broken=skip"):
+        pairs(tmp_path)
+    data = pairs(tmp_path, broken="skip")
     with pytest.raises(DataError, match="2: A has 20 x 16 pixels and B 30 x 16; .* one size"):
-        pairs(tmp_path).sample(1, None)
-    pairs(tmp_path).sample(0, None)  # the other rows are used
+        data.sample(1, None)
+    data.sample(0, None)  # the other rows are used
     for name in "13":
         paint(tmp_path / f"B/{name}.jpg", BLUE, (30, 16))
-    with pytest.raises(DataError, match="none of the first 3 pairs can be used. 1: A has 20 x 16"):
+    with pytest.raises(DataError, match=r"3 of 3 pairs cannot be used. 1, 2, 3: A has 20 x 16.*place$"):
         pairs(tmp_path)
+    with pytest.raises(DataError, match="none of the first 3 pairs can be used. 1: A has 20 x 16"):
+        pairs(tmp_path, broken="skip")
 
 
 def test_one_empty_or_missing_folder_and_nothing_at_all(tmp_path):
@@ -143,7 +149,7 @@ def test_a_palette_png(tmp_path):
         paint(tmp_path / f"A/{n}.png").unlink()
         PIL.Image.new("RGB", (20, 16), RED).convert("P").save(tmp_path / f"A/{n}.png")
         paint(tmp_path / f"B/{n}.png", BLUE)
-    with pytest.raises(DataError, match=r"A/1.png: a palette picture.*data.palette=colours"):
+    with pytest.raises(DataError, match=r"A/1.png, A/2.png: a palette picture.*data.palette=colours"):
         pairs(tmp_path)
     assert colours(pairs(tmp_path, palette="colours").sample(0, None)) == ("red", "blue")
 
@@ -154,11 +160,25 @@ def test_a_truncated_jpeg_is_quarantined_with_its_reason(tmp_path):
     PIL.Image.fromarray(noise).save(tmp_path / "B/2.jpg")
     whole = (tmp_path / "B/2.jpg").read_bytes()
     (tmp_path / "B/2.jpg").write_bytes(whole[: len(whole) * 3 // 4])
-    data = pairs(tmp_path)
+    with pytest.raises(DataError, match=r"B/2.jpg: it cannot be decoded: .*truncated.*broken=skip"):
+        pairs(tmp_path)
+    data = pairs(tmp_path, broken="skip")
     with pytest.raises(DataError, match=r"B/2.jpg: it cannot be decoded: .*truncated"):
         data.sample(1, None)
     loaded = BatchDataset(data, data.provides, batch_size=3, seed=0)[0]
     assert [q.key for q in loaded.quarantined] == ["2"] and len(loaded.batch) == 3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_bytes_behind_the_end_of_a_picture_are_no_damage(tmp_path, suffix):
+    two_folders(tmp_path, ["1"])
+    (tmp_path / "A/1.png").unlink()
+    file = paint(tmp_path / f"A/1.{suffix}")
+    file.write_bytes(file.read_bytes() + b"appended by a camera")
+    assert len(pairs(tmp_path)) == 1
+    file.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(DataError, match=f"A/1.{suffix}: it cannot be decoded"):
+        pairs(tmp_path)
 
 
 def test_a_joined_picture_of_odd_width(tmp_path):
@@ -209,6 +229,85 @@ def test_label_maps_keep_their_colours(tmp_path):
         return {tuple(c) for c in data.sample(0, torch.Generator().manual_seed(0)).image.flatten(1).T.tolist()}
 
     assert found("nearest") == known and found("area") - known
+
+
+# class numbers
+
+
+def numbered(root: Path, numbers: np.ndarray, form: str = "P", name: str = "A/1.png") -> Path:
+    """Numbers as a palette picture (P), 8-bit grey (L) or 16-bit grey (I;16), and a picture beside them."""
+    (root / "A").mkdir(exist_ok=True)
+    paint(root / "B/1.jpg", BLUE, numbers.shape[::-1])
+    if form == "I;16":
+        picture = PIL.Image.fromarray(numbers.astype(np.uint16))
+    else:
+        picture = PIL.Image.fromarray(numbers.astype(np.uint8))
+    if form == "P":
+        picture.putpalette([(7 * i) % 256 for i in range(768)])
+    picture.save(root / name)
+    return root
+
+
+@pytest.mark.parametrize("form", ["P", "L", "I;16"])
+def test_class_numbers_become_one_channel_each_and_never_mix(tmp_path, form):
+    ids = np.random.default_rng(0).integers(0, 5, (20, 24))
+    data = pairs(numbered(tmp_path, ids, form), source_classes=5, size=24, resize="stretch")
+    assert data.provides.image == ImageSpec(5, 24, 24, classes=5) and data.target.channels == 3
+    whole = data.sample(0, None).image
+    assert whole.dtype == torch.uint8 and whole.shape == (5, 24, 24)
+    back = pairs(tmp_path, source_classes=5, size=20, resize="crop", jitter=False).sample(0, None).image.argmax(0)
+    assert np.array_equal(back.numpy(), ids[:, 2:22])  # the numbers themselves, in their places
+    for seed in range(4):  # under jitter and mirror every pixel still has exactly one class
+        image = data.sample(0, torch.Generator().manual_seed(seed)).image
+        assert ((image == 0) | (image == 255)).all() and ((image == 255).sum(0) == 1).all()
+
+
+def test_numbers_that_are_no_class_are_said(tmp_path):
+    ids = np.zeros((8, 8))
+    ids[0, :3], ids[1, 1] = 255, 9
+    with pytest.raises(DataError, match=r"A/1.png: 4 of 64 pixels hold no class: there is 255, .*0\.\.8 .*void"):
+        pairs(numbered(tmp_path, ids), source_classes=9).sample(0, None)
+    with pytest.raises(ConfigError, match=r"source_classes=N.*the first 1 hold numbers up to 255"):
+        pairs(tmp_path, palette="numbers")
+    for options in ({"source_classes": 1}, {"source_classes": 4, "source_channels": 3}):
+        with pytest.raises(ConfigError, match="2 classes or more"):
+            pairs(tmp_path, **options)
+
+
+def test_pictures_that_hold_no_numbers_are_said(tmp_path):
+    numbered(tmp_path, np.zeros((16, 20)), "L", "A/1.jpg")
+    with pytest.raises(DataError, match="JPEG, whose compression changes them"):
+        pairs(tmp_path, source_classes=3).sample(0, None)
+    (tmp_path / "A/1.jpg").unlink()
+    paint(tmp_path / "A/1.png")
+    with pytest.raises(DataError, match="PNG of kind RGB"):
+        pairs(tmp_path, source_classes=3).sample(0, None)
+    joined(tmp_path / "joined/1.png")
+    with pytest.raises(DataError, match="folders A and B"):
+        pairs(tmp_path / "joined", source_classes=3)
+
+
+def test_palette_means_numbers_in_sources_and_colours_in_targets(tmp_path):
+    numbered(tmp_path, np.ones((16, 20)))
+    (tmp_path / "B/1.jpg").unlink()
+    PIL.Image.new("RGB", (20, 16), BLUE).convert("P").save(tmp_path / "B/1.png")
+    with pytest.raises(DataError, match=r"B/1.png: a palette picture"):
+        pairs(tmp_path, source_classes=3)
+    row = pairs(tmp_path, source_classes=3, palette="colours").sample(0, None)
+    assert bool((row.image[1] == 255).all()) and row.target.shape[0] == 3
+    turned = pairs(tmp_path, source_classes=256, palette="colours", direction="BtoA").sample(0, None)
+    assert turned.image.shape[0] == 256  # B is the source now
+
+
+def test_16_bit_grey_is_scaled_from_0_to_65535(tmp_path):
+    (tmp_path / "A").mkdir()
+    deep = np.array([[0, 65535], [32768, 1]], np.uint16).repeat(8, 0).repeat(8, 1)
+    PIL.Image.fromarray(deep).save(tmp_path / "A/1.png")
+    paint(tmp_path / "B/1.png", BLUE, (16, 16))
+    image = pairs(tmp_path, size=16, jitter=False).sample(0, None).image
+    assert image.dtype == torch.float32 and image.shape == (1, 16, 16)
+    expected = torch.tensor([[-1.0, 1.0], [32768 / 32767.5 - 1, 1 / 32767.5 - 1]])
+    torch.testing.assert_close(image[0, ::8, ::8], expected, atol=1e-7, rtol=0)
 
 
 def test_rows_make_a_batch(tmp_path):

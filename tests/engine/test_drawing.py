@@ -7,7 +7,7 @@ from PIL import Image, ImageColor
 
 from condgen.engine.asked import COLOURS, asked_cells, drawable, fit, printable, wrap
 from condgen.engine.drawing import MIN_TILE, draw_clip_strip, draw_grid, save_png, to_pil
-from condgen.engine.pictures import enlarge, into, to_rgb
+from condgen.engine.pictures import by_class, enlarge, into, to_rgb
 from condgen.errors import ShapeError
 from condgen.types import Boxes, Condition, Frames, Keypoints, Text
 from condgen.types import Image as Source
@@ -214,3 +214,25 @@ def test_files_hold_pixels_only(tmp_path):
         assert not again.info and not again.getexif() and again.getpixel((0, 0)) == RED
     assert b"secret" not in content and [p.name for p in path.parent.iterdir()] == ["a.png"]
     assert picture.info["comment"] == "/home/somebody"  # the caller's picture stays as it was
+
+
+@pytest.mark.parametrize("classes", [2, 4, 5, 19, 40])
+def test_maps_of_classes_are_drawn_with_one_colour_a_class(classes):
+    """Every class has its own colour, float and uint8 alike; maps that are no classes stay as they are."""
+    ids = torch.arange(64).view(8, 8) % classes
+    one_hot = torch.where(ids[None] == torch.arange(classes)[:, None, None], 1.0, -1.0)
+    seen = by_class(one_hot)
+    assert seen.shape == (3, 8, 8) and torch.equal(seen, by_class(((one_hot + 1) * 127.5).to(torch.uint8)))
+    colours = torch.stack([seen[:, ids == c][:, 0] for c in range(classes)]).float()
+    gaps = torch.cdist(colours, colours) + 1e3 * torch.eye(classes)
+    assert gaps.min() > 14  # of 255
+    assert all(len(seen[:, ids == c].unique(dim=1)[0]) == 1 for c in range(classes))
+    assert torch.equal(by_class(one_hot[None].repeat(3, 1, 1, 1))[1], seen)
+    three = torch.where(torch.arange(3)[:, None, None] == ids % 3, 1.0, -1.0)
+    assert by_class(three) is three and by_class(three, sure=True).shape == (3, 8, 8)  # red, green, blue or classes
+    soft = one_hot * 0.9
+    assert by_class(soft) is soft
+    condition = Condition(image=Source(one_hot[None]))
+    page = draw_grid(torch.zeros(1, 1, 3, 8, 8), condition)
+    shown = {tuple(c) for _, c in page.getcolors(1 << 16)}
+    assert {tuple(int(v) for v in c) for c in colours} <= shown
