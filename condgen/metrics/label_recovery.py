@@ -22,8 +22,7 @@ from condgen import rng
 from condgen.data.base import RowDataset
 from condgen.errors import CheckpointError, DataError, ShapeError
 from condgen.metrics import kept
-from condgen.metrics.classifier import rate
-from condgen.metrics.evaluator import MAX_ROWS
+from condgen.metrics.fit import MAX_ROWS, rate
 from condgen.metrics.paired import shuffled
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
