@@ -49,3 +49,7 @@ class EfficientNetLite0(nn.Module):
             images = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         # the released preprocessing is (x - 127) / 128 on 0..255
         return self.network.extract_features((images * 127.5 + 0.5) / 128).mean((2, 3))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, 1280) -> (B, 1000) ImageNet classes."""
+        return self.network._fc(features)
