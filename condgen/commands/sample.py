@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from condgen.pipeline import Pipeline
 
 PICTURES = (".png", ".jpg", ".webp")
-CLIPS = (".mp4", ".webm", ".gif")
 POINTS = ".json"
+CLIPS = (".mp4", ".webm", ".gif")
 
 EPILOG = """\
 examples:
@@ -30,7 +30,6 @@ examples:
   condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
   condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
   condgen sample runs/NAME --walk "Sandal .. Bag .. Sandal" --num 4 -o walk.mp4
-
   condgen sample KEYPOINT_RUN --text "a red fox" --keypoints some.json --num 4 -o points.json
 
 A flag that is repeated gives one row of the grid each; a flag given once serves every row. Each line of
@@ -75,7 +74,7 @@ def main(words: Sequence[str]) -> int:
 
     conditions = asked(given)
     pipe = condgen.load(given.run, device=given.device)
-    if isinstance(pipe.system, HasCompletion):
+    if isinstance(pipe.system, HasCompletion) and given.arithmetic is None and given.walk is None:
         return complete(pipe, given, conditions, out)
     if out.suffix.lower() == POINTS:
         raise ConfigError(f"-o {out}: only a run of keypoint_gan writes points; give {', '.join(PICTURES)}")
@@ -90,6 +89,21 @@ def main(words: Sequence[str]) -> int:
         print(f"{len(paths)} samples and samples.jsonl in {given.separate}")
     if given.out or not given.separate:
         written(out, lambda: samples.grid().save(out))
+    return 0
+
+
+def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, Any], out: Path) -> int:
+    """Keypoints as JSON for --keypoints of another run, and their layouts as a picture."""
+    if given.style or given.separate:
+        raise ConfigError("--style and --separate are for pictures; completed keypoints all go into one .json file")
+    options = sampler_options(type(pipe.system), given.words, call="complete")
+    made = pipe.complete(
+        **conditions, num=1 if given.num is None else given.num, seed=given.seed, batch_size=given.batch_size, **options
+    )  # fmt: skip
+    points = out.with_suffix(POINTS)
+    written(points, lambda: made.save(points))
+    if out != points:
+        written(out, lambda: made.grid().save(out))
     return 0
 
 
@@ -144,24 +158,6 @@ def written(out: Path, write: Callable[[], object]) -> None:
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
     print(out)
-
-
-def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, Any], out: Path) -> int:
-    """Keypoints as JSON for --keypoints of another run, and their layouts as a picture."""
-    if given.style or given.separate:
-        raise ConfigError("--style and --separate are for pictures; completed keypoints all go into one .json file")
-    options = sampler_options(type(pipe.system), given.words, call="complete")
-    made = pipe.complete(
-        **conditions, num=given.num or 1, seed=given.seed, batch_size=given.batch_size, **options
-    )  # fmt: skip
-    try:
-        print(made.save(out.with_suffix(POINTS)))
-        if out.suffix.lower() != POINTS:
-            made.grid().save(out)
-            print(out)
-    except OSError as error:
-        raise ConfigError(f"cannot write {out}: {error.strerror}; choose another place with -o") from error
-    return 0
 
 
 def asked(given: argparse.Namespace) -> dict[str, Any]:

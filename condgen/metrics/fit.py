@@ -40,13 +40,17 @@ def fit(
     steps: int,
     batch_size: int,
     draws: torch.Generator,
+    replacement: bool = False,
 ) -> None:
-    """`steps` updates on `loss` of row numbers (B,), which run through permutations of `count` rows."""
+    """`steps` updates on `loss` of row numbers (B,), which run through permutations of `count` rows, or are drawn with
+    replacement."""
     batch = min(batch_size, count)
     order = torch.empty(0, dtype=torch.int64)
     network.train()
     for _ in range(steps):
-        if len(order) < batch:
+        if replacement:
+            order = torch.randint(count, (batch,), generator=draws)
+        elif len(order) < batch:
             order = torch.randperm(count, generator=draws)
         rows, order = order[:batch], order[batch:]
         value = loss(rows)

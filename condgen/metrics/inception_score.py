@@ -76,7 +76,5 @@ def inception_scores(
         raise DataError(f"an Inception score needs at least 2 pictures; got {count}")
     value, worst = (inception_score(x, splits=splits, seed=seed) for x in (fake, noise))
     best = inception_score(real[:count], splits=splits, seed=seed)
-    text = signature(
-        "is", **fields, head=head, classes=fake.shape[1], splits=splits, n=len(fake), ref=count, seed=seed
-    )
+    text = signature("is", **fields, head=head, classes=fake.shape[1], splits=splits, n=len(fake), ref=count, seed=seed)
     return [Score("is", value.value, floor=worst.value, ceiling=best.value, error=value.error, signature=text)]

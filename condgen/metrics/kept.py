@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
-from contextlib import suppress
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 

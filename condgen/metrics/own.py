@@ -1,4 +1,4 @@
-"""The feature network of the user's own data: trained on real training pictures, kept, and never comparable with papers.
+"""The feature network of the user's own data: trained on real training pictures, kept, never comparable with papers.
 
 Data with labels get the classifier of `condgen.metrics.classifier`; others get one that tells by how many quarter
 turns a picture was rotated (Gidaris et al. 2018, arXiv:1803.07728), which needs no label.
@@ -16,7 +16,13 @@ from torch import Tensor
 
 from condgen.data.base import RowDataset
 from condgen.metrics import fit, kept
-from condgen.metrics.classifier import Classifier, ClassifierOptions, cached_classifier, load_classifier, train_classifier
+from condgen.metrics.classifier import (
+    Classifier,
+    ClassifierOptions,
+    cached_classifier,
+    load_classifier,
+    train_classifier,
+)
 from condgen.pixels import pixels_to_float
 
 RECIPE = 1  # part of the key of the network of turns

@@ -125,9 +125,7 @@ def quality_scores(
         found += manifold_scores(sets.fake, sets.real, sets.other, sets.noise, fields=plain, seed=seed)
     if "memorisation" in wanted:
         picture = neighbour_picture(fake, pool, sets.fake, held[2], attribution=attribution)
-        found += memorisation_scores(
-            sets.fake, sets.real, held[2], sets.noise, fields=plain, seed=seed, shown=picture
-        )
+        found += memorisation_scores(sets.fake, sets.real, held[2], sets.noise, fields=plain, seed=seed, shown=picture)
         flat = [_flat(x) for x in (fake, real, pool, noise)]
         found += memorisation_scores(
             flat[0], flat[1], flat[2], flat[3], fields=dict(about), seed=seed, suffix="/pixels"

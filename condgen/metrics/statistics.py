@@ -62,9 +62,7 @@ class FeatureStatistics:
         if self.count == 0:
             self._begin(other.point)
         if other.point.shape != self.point.shape:
-            raise ShapeError(
-                f"features of width {len(other.point)} cannot join features of width {len(self.point)}"
-            )
+            raise ShapeError(f"features of width {len(other.point)} cannot join features of width {len(self.point)}")
         total, scatter = other.total.to(self.point.device), other.scatter.to(self.point.device)
         step = other.point.to(self.point.device) - self.point
         cross = torch.outer(total, step)

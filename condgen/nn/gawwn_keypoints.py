@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condgen.nn.gawwn_parts import Trunk, down, grid_of, head, paint, starts, up
+from condgen.nn.gawwn_parts import Trunk, down, grid_of, head, paint, projected, starts, up
 from condgen.nn.initialise import initialise
 from condgen.nn.reed import Bottleneck, leaky, relu
 
@@ -81,7 +81,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """pixels (B, C, S, S), words (B, V), maps (B, K, grid, grid), gate (B, 1, grid, grid) -> logits (B,)."""
+    """pixels (B, C, S, S), words (B, V), maps (B, K, grid, grid), gate (B, 1, grid, grid) -> logits (B,).
+
+    projection  the logit gains <V words, scene features> (Miyato, Koyama 2018, arXiv:1802.05637)
+    """
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class Discriminator(nn.Module):
         condition_dim: int,
         *,
         people: bool = False,
+        projection: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid_of(side)
@@ -115,6 +119,7 @@ class Discriminator(nn.Module):
             nn.Conv2d(4 * d, d, 4), nn.BatchNorm2d(d), act(), *([nn.Dropout(DROPOUT)] if people else []),
         )  # fmt: skip
         self.head = head(d, act)
+        self.match = nn.Linear(vector_dim, 8 * d, bias=False) if projection else None
         self.apply(initialise)
 
     def forward(self, pixels: Tensor, vector: Tensor, maps: Tensor, gate: Tensor) -> Tensor:
@@ -123,5 +128,7 @@ class Discriminator(nn.Module):
         told = words.expand(-1, -1, self.grid, self.grid)
         joint = self.region_joint(torch.cat([features, told], dim=1)) * gate.to(features.dtype)
         region = self.act(self.region_score(torch.cat([joint, maps], dim=1)).mean((2, 3)))
-        whole = self.global_joint(torch.cat([self.scene(features), words.expand(-1, -1, 4, 4)], dim=1)).flatten(1)
-        return self.head(torch.cat([region, whole], dim=1)).flatten()
+        scene = self.scene(features)
+        whole = self.global_joint(torch.cat([scene, words.expand(-1, -1, 4, 4)], dim=1)).flatten(1)
+        logits = self.head(torch.cat([region, whole], dim=1)).flatten()
+        return logits if self.match is None else logits + projected(self.match(vector), scene)

@@ -67,6 +67,11 @@ def head(width: int, activation: Callable[[], nn.Module] = leaky) -> nn.Sequenti
     return nn.Sequential(nn.Linear(2 * width, width), nn.BatchNorm1d(width), activation(), nn.Linear(width, 1))
 
 
+def projected(words: Tensor, scene: Tensor) -> Tensor:
+    """<words (B, V), features (B, V, h, w) summed over positions> (B,)."""
+    return (words * scene.sum((2, 3))).sum(1)
+
+
 def without_batch_norm(network: nn.Module) -> None:
     """Removes every batch norm. Right before D's last layer it hides the mean of a pass, and a pass is all real or
     all fake, so that D begins slowly."""

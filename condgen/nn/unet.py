@@ -37,8 +37,10 @@ class BatchNorm(nn.Module):
         return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
 
 
-def normalisation(width: int, kind: NormKind, statistics: Statistics = "image") -> nn.Module:
+def normalisation(width: int, kind: NormKind | Literal["none"], statistics: Statistics = "image") -> nn.Module:
     """Instance norm has no parameters and no running statistics, as published."""
+    if kind == "none":
+        return nn.Identity()
     return BatchNorm(width, statistics) if kind == "batch" else nn.InstanceNorm2d(width)
 
 

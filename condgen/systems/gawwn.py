@@ -53,6 +53,7 @@ class Gawwn(System):
     loss                 "bce" as published, or "hinge", "lsgan"
     critic_norm          "batch" as published, "none" for D without batch norm: with it D starts slowly
     spectral_norm        on every layer of D (Miyato et al. 2018, arXiv:1802.05957)
+    projection           D's logit gains <V words, scene features> (Miyato, Koyama 2018, arXiv:1802.05637)
     diffaugment          of "color", "translation", "cutout"; boxes and points move with the pixels
 
     Images (B, C, S, S) with S = 2^n from 16; boxes (B, N, 4) or keypoints (B, K, 2), each of which may be missing.
@@ -83,6 +84,7 @@ class Gawwn(System):
         loss: AdversarialLoss = "bce",
         critic_norm: Literal["batch", "none"] = "batch",
         spectral_norm: bool = False,
+        projection: bool = False,
         diffaugment: Sequence[Literal["color", "translation", "cutout"]] = (),
     ) -> None:
         super().__init__(condition=condition, target=target)
@@ -101,7 +103,7 @@ class Gawwn(System):
             self.noise_shape: tuple[int, ...] = (condition.boxes.max_boxes, noise_dim)
             generator = gawwn_box.Generator(vector, side, channels, generator_width, noise_dim)
             critic = gawwn_box.Discriminator(
-                vector, side, channels, discriminator_width, condition_dim, text_map=text_map
+                vector, side, channels, discriminator_width, condition_dim, text_map=text_map, projection=projection
             )
         else:
             assert condition.keypoints is not None
@@ -110,7 +112,14 @@ class Gawwn(System):
                 vector, points, side, channels, generator_width, noise_dim, people=self.people
             )
             critic = gawwn_keypoints.Discriminator(
-                vector, points, side, channels, discriminator_width, condition_dim, people=self.people
+                vector,
+                points,
+                side,
+                channels,
+                discriminator_width,
+                condition_dim,
+                people=self.people,
+                projection=projection,
             )
         if critic_norm == "none":
             without_batch_norm(critic)

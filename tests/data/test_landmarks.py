@@ -175,3 +175,12 @@ def test_shared_faces_are_symmetric_under_their_pairs(tmp_path):
         other[a], other[b] = mean[b], mean[a]
     mirrored = torch.stack([2 * mean[:, 0].mean() - other[:, 0], other[:, 1]], 1)
     assert (mirrored - mean).norm(dim=1).max() < 0.03
+
+
+def test_a_point_with_nan_is_not_visible(tmp_path):
+    names = write(tmp_path, rows=2)
+    xy = np.repeat(XY[None], 2, 0)
+    xy[:, 1, 0] = np.nan
+    np.savez(tmp_path / "p.npz", xy=xy, files=np.array(names))
+    row = Landmarks(root=str(tmp_path), size=32, load_size=32).sample(0, None)
+    assert row.visible.tolist() == [True, False, True] and torch.isfinite(row.keypoints).all()

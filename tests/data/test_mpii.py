@@ -62,6 +62,8 @@ def test_rows_are_single_people_with_joints_and_videos_stay_together(root):
     train, test = (Mpii(root=str(root), size=32, split=s, holdout=0.4) for s in ("train", "test"))
     keys = [[data.key(i) for i in range(len(data))] for data in (train, test)]
     assert sorted(keys[0] + keys[1]) == [*(f"{i:03}.jpg" for i in range(10)), "016.jpg"] and keys[1]
+    second = [person for data in (train, test) for person in data.rows if person.picture == "016.jpg"]
+    assert [person.scale for person in second] == [0.8]  # the one of two who stands alone
     videos = [{int(k[:3]) // 2 for k in part} for part in keys]
     assert not videos[0] & videos[1]
 

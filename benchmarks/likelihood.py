@@ -1,0 +1,250 @@
+"""Systems with a likelihood against a public implementation of each: seconds per training step and per evaluation.
+
+    python benchmarks/likelihood.py --system realnvp --public DIR [--batch 16] [--rounds 5] [--threads N] [--json FILE]
+
+DIR is a checkout of the public implementation named by the system's section below; without it only condgen is timed.
+Both train the same network size on the same random 8-bit pictures of 32 px. Sides take turns in one process, and the
+ratio is the median of the ratios of each round, so that a change of the machine's speed hits all alike. `fp32` differs
+from the public step by the code alone (and by fused Adam); `bf16` is train.precision=bf16: autocast, channels last.
+Where weights can be copied, the largest difference of the log-likelihood under equal weights is printed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condgen.engine.optim import OptimOptions, make_optimizer
+from condgen.engine.world import World
+from condgen.rng import StepRandom
+from condgen.systems.base import HasLikelihood, System
+from condgen.systems.realnvp import RealNvp
+from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
+
+SIDE = 32
+TARGET = TargetSpec(3, SIDE, SIDE)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One implementation: `train` makes one update, `evaluate` scores one batch without gradients."""
+
+    train: Callable[[], object]
+    evaluate: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One system: how it is built, and its public counterpart from a checkout with the difference under equal weights.
+
+    smaller   options for --tiny, which only shows that everything runs
+    """
+
+    public_name: str
+    make: Callable[[bool], System]
+    public: Callable[[Path, Tensor, bool], Side]
+    difference: Callable[[Path, Tensor, bool], float]
+
+
+def pictures(rows: int) -> Tensor:
+    """uint8 (rows, 3, 32, 32)."""
+    draws = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (rows, *TARGET.shape), generator=draws, dtype=torch.uint8)
+
+
+def ours(make: Callable[[bool], System], pixels: Tensor, precision: str, small: bool) -> Side:
+    """What the engine does in one step of one phase, without its loop."""
+    torch.manual_seed(0)
+    world = World(precision=precision, channels_last=precision == "bf16")
+    system = make(small)
+    world.place(system)
+    phase = system.phases()[0]
+    adam = make_optimizer(system.parameters(), OptimOptions(lr=1e-3, betas=(0.9, 0.999)))
+    batch = world.place_batch(Batch(pixels))
+    assert isinstance(system, HasLikelihood)
+
+    def train() -> None:
+        system.train()
+        adam.zero_grad()
+        with world.autocast():
+            losses = phase.loss(batch, StepRandom(0, rows=len(batch)))
+        assert losses is not None
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(system.parameters(), 100.0)
+        adam.step()
+
+    def evaluate() -> Tensor:
+        system.eval()
+        with torch.no_grad(), world.autocast():
+            return system.log_prob(batch.target, Condition(), random=StepRandom(0, rows=len(batch)))
+
+    return Side(train, evaluate)
+
+
+# Real NVP against chrischute/real-nvp: 2 scales, 64 maps, 8 blocks, batch norm in the coupling networks, none between
+# couplings, loss in nats. Its squeeze calls `view` on strided tensors, which torch no longer allows: `_own_view`.
+
+
+def real_nvp(small: bool) -> RealNvp:
+    size = {"width": 8, "blocks": 1} if small else {"width": 64, "blocks": 8}
+    return RealNvp(condition=ConditionSpec(), target=TARGET, scales=2, norm="none", net_norm="batch", **size)
+
+
+def public_real_nvp(folder: Path, pixels: Tensor, small: bool) -> Side:
+    network, loss = _chrischute(folder, small)
+    adam = torch.optim.Adam(network.parameters(), lr=1e-3)
+    unit = pixels.float() / 255
+
+    def train() -> None:
+        network.train()
+        adam.zero_grad()
+        with _own_view():
+            loss(*network(unit, reverse=False)).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 100.0)
+        adam.step()
+
+    def evaluate() -> Tensor:
+        network.eval()
+        with torch.no_grad(), _own_view():
+            return loss(*network(unit, reverse=False))
+
+    return Side(train, evaluate)
+
+
+def real_nvp_difference(folder: Path, pixels: Tensor, small: bool) -> float:
+    """Largest |z - z'| + |log-det - log-det'| / dimensions under copied weights and equal logits, in float64."""
+    network, _ = _chrischute(folder, small)
+    system = real_nvp(small)
+    theirs, flow = network.double().eval(), system.flow.flow.double().eval()
+    draws = torch.Generator().manual_seed(2)
+    for name, buffer in theirs.named_buffers():  # statistics of an untrained network would test nothing
+        if "running" in name:
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=draws))
+    for stage in range(2):
+        block = theirs.flows if stage == 0 else theirs.flows.next_block
+        pairs = [(flow.spatial[stage], block.in_couplings)]
+        pairs += [(flow.deep[stage], block.out_couplings)] if stage == 0 else []
+        for mine, others in pairs:
+            for coupling, other in zip(mine, others, strict=True):
+                _copy_coupling(coupling, other)
+    x = torch.randn(len(pixels), *TARGET.shape, generator=draws, dtype=torch.float64)
+    with torch.no_grad(), _own_view():
+        z, logdet = flow(x)
+        expected, their_logdet = theirs.flows(x, torch.zeros(len(x), dtype=x.dtype))
+    gap = (logdet - their_logdet).abs().max() / math.prod(TARGET.shape)
+    return float((z - expected).abs().max() + gap)
+
+
+def _chrischute(folder: Path, small: bool) -> tuple[Any, Any]:
+    sys.path.insert(0, str(folder.resolve()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import models
+
+        torch.manual_seed(0)
+        network = models.RealNVP(num_scales=2, mid_channels=8 if small else 64, num_blocks=1 if small else 8)
+    return network, models.RealNVPLoss()
+
+
+@contextlib.contextmanager
+def _own_view() -> Any:
+    """`Tensor.view` that copies where torch refuses, inside this block."""
+    plain = torch.Tensor.view
+    torch.Tensor.view = lambda self, *shape: plain(self.contiguous(), *shape)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.view = plain  # type: ignore[method-assign]
+
+
+def _copy_coupling(mine: Any, other: Any) -> None:
+    net, theirs = mine.net, other.st_net
+    with torch.no_grad():
+        mine.factor.copy_(other.rescale.weight_g * other.rescale.weight_v.sign())
+    convolutions = [(net.stem, theirs.in_conv), (net.skips[0], theirs.in_skip), (net.last, theirs.out_conv)]
+    norms = [(net.norm, theirs.in_norm), (net.last_norm, theirs.out_norm)]
+    for at, (block, their_block) in enumerate(zip(net.blocks, theirs.blocks, strict=True)):
+        convolutions += [(block.convs[0], their_block.in_conv), (block.convs[1], their_block.out_conv)]
+        convolutions += [(net.skips[at + 1], theirs.skips[at])]
+        norms += [(block.norms[0], their_block.in_norm), (block.norms[1], their_block.out_norm)]
+    for norm, their_norm in norms:
+        norm.load_state_dict(their_norm.state_dict())
+    for layer, theirs_layer in convolutions:
+        state = theirs_layer.conv.state_dict()
+        names = {"weight_g": "gain", "weight_v": "weight", "bias": "bias"}
+        layer.load_state_dict({names[name]: value for name, value in state.items()})
+
+
+SECTIONS: Mapping[str, Section] = {
+    "realnvp": Section("chrischute/real-nvp", real_nvp, public_real_nvp, real_nvp_difference),
+}
+
+
+def measure(sides: Mapping[str, Side], rows: int, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each side and ratios to the first one, round by round; one more round warms up."""
+    out: dict[str, float] = {}
+    for what in ("train", "evaluate"):
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(rounds + 1):
+            for name, side in sides.items():
+                began = time.perf_counter()
+                getattr(side, what)()
+                times[name] += [time.perf_counter() - began] if number else []
+        first = next(iter(sides))
+        for name, values in times.items():
+            middle = statistics.median(values)
+            out[f"{what}_{name}_ms"] = 1e3 * middle
+            out[f"{what}_{name}_images_per_second"] = rows / middle
+            if name != first:
+                ratios = [a / b for a, b in zip(times[first], values, strict=True)]
+                out[f"{what}_{name}_over_{first}"] = statistics.median(ratios)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", choices=list(SECTIONS), default="realnvp")
+    parser.add_argument("--public", type=Path, help="checkout of the public implementation")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="torch's threads; the default is torch's")
+    parser.add_argument("--tiny", action="store_true", help="small networks: shows that everything runs")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)  # all sides alike
+    section, pixels = SECTIONS[given.system], pictures(given.batch)
+    sides: dict[str, Side] = {}
+    found: dict[str, Any] = {"system": given.system, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    if given.public:
+        sides["public"] = section.public(given.public, pixels, given.tiny)
+        found |= {"public": section.public_name, "difference": section.difference(given.public, pixels[:2], given.tiny)}
+        print(f"{section.public_name} under equal weights: largest difference {found['difference']:.1e}")
+    for precision in ("fp32", "bf16"):
+        sides[precision] = ours(section.make, pixels, precision, given.tiny)
+    found |= measure(sides, given.batch, given.rounds)
+    for what in ("train", "evaluate"):
+        for name in sides:
+            ratio = found.get(f"{what}_{name}_over_{next(iter(sides))}", 1.0)
+            speed = found[f"{what}_{name}_images_per_second"]
+            print(f"  {what:8s} {name:6s} {found[f'{what}_{name}_ms']:8.1f} ms {speed:8.1f} images/s  x{ratio:.2f}")
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
