@@ -69,7 +69,9 @@ def test_only_some_scores(tmp_path, capsys):
     assert "no run has a score 'fid'" in run(capsys, tmp_path / "a", tmp_path / "b", "--only", "fid")[2]
 
 
-@pytest.mark.parametrize("text", ["not json", "[]", '{"step": 1}', '{"step": 1, "scores": [{"name": "kid", "value": 1}]}'])
+@pytest.mark.parametrize(
+    "text", ["not json", "[]", '{"step": 1}', '{"step": 1, "scores": [{"name": "kid", "value": 1}]}']
+)
 def test_what_is_no_evaluation_is_refused(tmp_path, capsys, text):
     good = evaluation(tmp_path, "a")
     (tmp_path / "bad.json").write_text(text)

@@ -14,9 +14,10 @@ from condgen.engine.scatter import Point, scatter
 from condgen.errors import ConfigError, DataError
 
 ROWS = """\
-words: [task=unconditional, system=vae, system.preset=tiny, data=npz, data.size=16, train.steps=2, train.batch_size=4,
-  train.sample_every=0, train.device=cpu, eval.num_samples=12, eval.extractor=pixels, eval.metrics=[kid, prdc],
-  eval.watched=0]
+words: >-
+  task=unconditional system=vae system.preset=tiny data=npz data.size=16 train.steps=2 train.batch_size=4
+  train.sample_every=0 train.device=cpu eval.num_samples=12 eval.extractor=pixels eval.metrics=[kid,prdc]
+  eval.watched=0
 seeds: [0, 1]
 scores: [bpd, kid]
 rows:

@@ -83,7 +83,7 @@ def read_evaluation(path: Path) -> Evaluation:
         step = int(record["step"])
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; give a run folder or a file of RUN/eval") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise ConfigError(f"{file} is no evaluation of condgen: {error!r}") from None
     inside = file.parent.name == "eval"
     return Evaluation(file.parent.parent.name if inside else file.stem, file, step, scores)

@@ -9,6 +9,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import statistics
@@ -39,7 +40,7 @@ PLOTS = (("bpd", "fid"), ("bpd", "kid"), ("kid", "precision"))  # the first pair
 class Ladder:
     """A file of configs/ladder: every row is trained once a seed, with the common words before its own.
 
-    words    key=value words that all rows share
+    words    key=value words that all rows share; a list, or one text as it would stand on the command line
     seeds    of training (train.seed); the scores are drawn with eval.seed, the same for all
     scores   columns of the table; () = every score that some row has
     ignore   signature fields in which rows may differ, such as the kind of likelihood; each becomes a column
@@ -58,17 +59,20 @@ class Ladder:
 
 @dataclass
 class Entry:
-    """One row with one seed. state: train, resume, score or done; `changed` names options that differ from its run."""
+    """One row with one seed, and what is left to do: train, resume, score, or done. words: its configuration."""
 
     row: str
     seed: int
     path: Path
+    words: list[str]
     config: Config = field(repr=False)
     state: str = "train"
 
 
 def main(given: argparse.Namespace, words: Sequence[str]) -> int:
     """`given`: ladder, folder, dry_run. `words` come after those of the file, for every row."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a ladder runs in one process; train its rows on several by `condgen train`, see --dry-run")
     ladder = read_ladder(given.ladder)
     folder = Path(given.folder or f"runs/ladder-{ladder.name}")
     entries = plan(ladder, folder, words)
@@ -76,9 +80,7 @@ def main(given: argparse.Namespace, words: Sequence[str]) -> int:
     if given.dry_run:
         for one in entries:
             if one.state in ("train", "resume"):
-                print(
-                    f"{one.row}: {shlex.join(['condgen', 'train', *_words(ladder, folder, one.row, one.seed, words)])}"
-                )
+                print(f"{one.row}: {shlex.join(['condgen', 'train', *one.words])}")
         return 0
     failed = 0
     for one in entries:
@@ -140,11 +142,12 @@ def plan(ladder: Ladder, folder: Path, extra: Sequence[str] = ()) -> list[Entry]
     entries = []
     for row in ladder.rows:
         for seed in ladder.seeds:
+            words = _words(ladder, folder, row, seed, extra)
             try:
-                config = configuration.load(_words(ladder, folder, row, seed, extra))
+                config = configuration.load(words)
             except ConfigError as error:
                 raise ConfigError(f"row {row!r}: {error}") from error
-            one = Entry(row, seed, folder / f"{_slug(row)}-seed{seed}", config)
+            one = Entry(row, seed, folder / f"{_slug(row)}-seed{seed}", words, config)
             one.state = state_of(one)
             entries.append(one)
     return entries
@@ -194,10 +197,10 @@ def bring_up(one: Entry) -> int:
     try:
         if one.state in ("train", "resume"):
             print(f"\n{one.row}, seed {one.seed}: {one.state}", flush=True)
-            words = [] if one.state == "train" else [f"train.resume={one.path}"]
-            if one.path.is_dir() and not words:
+            words = [*one.words, *([f"train.resume={one.path}"] if one.state == "resume" else [])]
+            if one.state == "train" and one.path.is_dir():
                 one.path.rmdir()  # empty, left by a crash; a new run would be numbered
-            code = train.train(_again(one.config, words), quiet=True)
+            code = train.train(configuration.load(words), quiet=True)
             if code:
                 return code
             one.state = "done" if scored(one) is not None else "score"
@@ -209,17 +212,6 @@ def bring_up(one: Entry) -> int:
         print(f"{one.row}, seed {one.seed}: {error}")
         return error.exit_code
     return 0
-
-
-def _again(config: Config, words: Sequence[str]) -> Config:
-    """The same configuration with train.resume."""
-    if not words:
-        return config
-    import dataclasses
-
-    resume = words[0].partition("=")[2]
-    tree = {**config.tree, "train": {**config.tree["train"], "resume": resume}}
-    return dataclasses.replace(config, tree=tree, launch=dataclasses.replace(config.launch, resume=resume))
 
 
 # the table
