@@ -68,7 +68,8 @@ def radii(rows: Tensor, k: int) -> Tensor:
         raise DataError(f"the {k}th neighbour needs more than {k} rows; there are {len(rows)}")
     best = torch.full((len(rows), k), torch.inf, dtype=torch.float64)
     for mine, others, square in tiles(rows, rows):
-        own = torch.arange(max(mine.start, others.start), min(mine.stop, others.stop), device=square.device)
+        first, last = max(mine.start, others.start), min(mine.stop, others.stop)
+        own = torch.arange(first, max(first, last), device=square.device)
         square[own - mine.start, own - others.start] = torch.inf  # a row is no neighbour of itself
         joined = torch.cat([best[mine], square.cpu()], dim=1)
         best[mine] = joined.topk(k, dim=1, largest=False).values

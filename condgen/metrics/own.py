@@ -40,9 +40,8 @@ def own_classifier(
     say: Callable[[str], None] = print,
 ) -> Classifier:
     """The classifier of classes, or of quarter turns where `data`, the training split, has no labels."""
-    if data.provides.label is not None:
-        return cached_classifier(data, folder, about=about, device=device, options=options, say=say)
-    return turns_classifier(data, folder, about=about, device=device, options=options, say=say)
+    make = cached_classifier if data.provides.label is not None else turns_classifier
+    return make(data, folder, about=about, device=device, options=options or ClassifierOptions(), say=say)
 
 
 def turns_classifier(

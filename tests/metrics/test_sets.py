@@ -1,4 +1,4 @@
-"""Scores of sets: closed forms, published formulas by brute force, blocks, several processes, one pass of the network."""
+"""Scores of sets: closed forms, published formulas by brute force, tiles, several processes, one pass for all."""
 
 import math
 
@@ -220,7 +220,6 @@ def test_one_pass_feeds_every_score_and_real_features_are_kept(network):
     assert scores() == first and network.rows == 130 + 30  # the samples alone
     for one in first:
         assert one.floor is not None and one.ceiling is not None and parse(one.signature).metric == one.name
-        assert one.better_than(one.floor) or one.name.startswith(("nearer", "memorised"))
     assert parse(first[1].signature).fields["head"] == "counting#1"
 
 
