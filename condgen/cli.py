@@ -22,6 +22,7 @@ COMMANDS = {  # word -> (module of condgen.commands, what it does)
     "sample": ("sample", "draw samples from a run: condgen sample runs/NAME --text 'a red fox'"),
     "translate": ("translate", "translate pictures: condgen translate runs/NAME photos/ -o out/"),
     "evaluate": ("evaluate", "score a run: condgen evaluate runs/NAME"),
+    "compare": ("compare", "scores of several runs in one table: condgen compare runs/A runs/B"),
     "report": ("report", "write report.html of a run again: condgen report runs/NAME"),
     "list": ("listing", "what exists and what fits together"),
     "check-data": ("check_data", "read every row and say what is wrong: condgen check-data data=folder data.root=DIR"),

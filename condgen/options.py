@@ -87,6 +87,8 @@ class EvalOptions:
 
     extractor    the feature network: a name, "inception:<file>" or "torchscript:<file>"; "auto" = what is installed
     num_samples  rows that are generated; split and seed choose them
+    metrics      which scores of whole sets of pictures: see docs/metrics.md; [all] = every one
+    force_fid    FID of fewer than 2,048 pictures too; its signature then says so
     """
 
     extractor: str = "auto"
@@ -94,6 +96,11 @@ class EvalOptions:
     batch_size: Annotated[int, Range(1)] = 16
     split: Literal["test", "val", "train"] = "test"
     seed: Annotated[int, Range(0)] = 0
+    metrics: tuple[Literal["kid", "fid", "is", "prdc", "memorisation", "ms_ssim", "parzen", "all"], ...] = (
+        "kid",
+        "fid",
+    )
+    force_fid: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

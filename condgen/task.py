@@ -68,6 +68,16 @@ def evaluator_of(built: Built, device: torch.device) -> Evaluator:
     return cached_evaluator(built.train_data, built.encoder, folder, about=about, device=device, say=print)
 
 
+def judged(built: Built, world: World) -> dict[str, Any]:
+    """Arguments of `quality_scores` that say how the configuration wants sets of pictures to be judged."""
+    options, train = built.config.eval, built.train_data
+    return {
+        "name": options.extractor, "metrics": options.metrics, "force_fid": options.force_fid, "seed": options.seed,
+        "train": train if isinstance(train, RowDataset) else None, "device": world.device, "world": world,
+        "attribution": train.attribution,
+    }  # fmt: skip
+
+
 def sensitivity_hook(probe: Condition, every: int) -> Hook:
     """Logs how far the output moves with each field of `probe` (2 rows or more), and stops a run that ignores one."""
 

@@ -33,7 +33,7 @@ from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
 from condgen.systems.base import System
-from condgen.task import Task, rows_of, sensitivity_hook
+from condgen.task import Task, judged, rows_of, sensitivity_hook
 from condgen.types import Sample
 
 if TYPE_CHECKING:
@@ -113,9 +113,8 @@ class Class2Image(Task):
             labels = Labels(condition.label, condition.label[: len(real)], others.label[: len(other)], names)
             scores += self.by_class(built, world, fake, condition.label, real, about=about, seed=options.seed)
         scores += quality_scores(
-            fake, real, other, name=options.extractor, about=about, device=world.device, seed=options.seed,
-            labels=labels if self.per_class else None,
-        )  # fmt: skip
+            fake, real, other, about=about, labels=labels if self.per_class else None, **judged(built, world)
+        )
         if len(condition) > 1:
             probe = condition.index(slice(0, SENSITIVITY_ROWS))
             for one in condition_sensitivity(system, probe, seed=options.seed):

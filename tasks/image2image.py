@@ -23,7 +23,7 @@ from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.pixels import pixels_to_float
 from condgen.systems.base import System
-from condgen.task import Task, rows_of, sensitivity_hook
+from condgen.task import Task, judged, rows_of, sensitivity_hook
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ class Image2Image(Task):
         source = resize(drawn, (real.shape[-2], real.shape[-1]))
         scores = paired_scores(fake, real, source, seen, about=about, seed=options.seed)
         if count >= KID_ROWS:
-            scores += quality_scores(
-                fake, real, seen, name=options.extractor, about=about, device=world.device, seed=options.seed
-            )
+            scores += quality_scores(fake, real, seen, about=about, **judged(built, world))
         labels = None if self.labels == "off" else find_labels(train_data, sure=self.labels == "on", seed=options.seed)
         if labels is not None:
             judge = cached_segmenter(

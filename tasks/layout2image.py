@@ -23,7 +23,7 @@ from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.systems.base import System
-from condgen.task import Task, evaluator_of, rows_of, sensitivity_hook, splits
+from condgen.task import Task, evaluator_of, judged, rows_of, sensitivity_hook, splits
 from condgen.types import Boxes, Condition
 
 if TYPE_CHECKING:
@@ -133,9 +133,8 @@ class Layout2Image(Task):
                 continue
             scores += found
             scores += quality_scores(
-                fake, real, asked["train"][1], name=options.extractor, about=about, evaluator=judge,
-                device=world.device, seed=options.seed,
-            )  # fmt: skip
+                fake, real, asked["train"][1], about=about, evaluator=judge, **judged(built, world)
+            )
             probe = condition.index(slice(0, SENSITIVITY_ROWS))
             for one in condition_sensitivity(system, probe, seed=options.seed):
                 scores += one.scores(seed=options.seed, rows=len(probe), about=about)

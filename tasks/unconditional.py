@@ -1,4 +1,5 @@
-"""Pictures like those of a data set, without a condition or with one. Scored by bits per dimension, KID and FID.
+"""Pictures like those of a data set, without a condition or with one. Scored by bits per dimension, FID, KID,
+Inception score, precision and recall, density and coverage, and whether training pictures come back.
 
 The task file leaves every condition field out, whatever the data set; `data.ignore=[text,boxes]` keeps the others.
 """
@@ -21,7 +22,7 @@ from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
 from condgen.systems.base import HasLatent, HasLikelihood, System
-from condgen.task import Task, rows_of, sensitivity_hook
+from condgen.task import Task, judged, rows_of, sensitivity_hook
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -38,6 +39,7 @@ class Unconditional(Task):
     grid_rows, grid_columns   of the sample grid
     importance                K draws a picture of the bound on the likelihood (`condgen.metrics.likelihood`)
     watched                   held-out pictures whose bits are logged during training, with K = 1; 0 = none
+    train_rows                training pictures among which memorisation looks for copies; at least eval.num_samples
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Unconditional(Task):
         grid_columns: Annotated[int, Range(1)] = 8,
         importance: Annotated[int, Range(1)] = 1,
         watched: Annotated[int, Range(0)] = 64,
+        train_rows: Annotated[int, Range(2)] = 2000,
     ) -> None:
         self.grid_rows, self.grid_columns, self.importance, self.watched = grid_rows, grid_columns, importance, watched
+        self.train_rows = train_rows
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         """grid; reconstructions where the system encodes; bits where it has a likelihood; sensitivity to conditions."""
@@ -98,15 +102,17 @@ class Unconditional(Task):
         return [*hooks, sensitivity_hook(probe, every)] if len(probe) > 1 else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
-        """Bits per dimension, KID, FID from 2,048 pictures, and sensitivity to each condition."""
+        """Bits per dimension, what `eval.metrics` names of the samples as a set, and sensitivity to each condition."""
         data, train = built.test_data, built.train_data
         if not isinstance(data, RowDataset) or not isinstance(train, RowDataset):
             raise ConfigError(f"{built.config.data_name} is a stream; scores read rows by number. Use another data set")
         condition, real, _ = rows_of(built, data, options.num_samples, seed=options.seed)
-        _, other, _ = rows_of(built, train, options.num_samples, seed=options.seed)
+        looked_through = max(options.num_samples, self.train_rows) if copies_wanted(options) else options.num_samples
+        _, pool, _ = rows_of(built, train, looked_through, seed=options.seed)
         ids = list(range(options.num_samples))
         fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
-        real, other = real[: len(data)], other[: len(train)]  # conditions may be used again; pictures are compared
+        real, pool = real[: len(data)], pool[: len(train)]  # conditions may be used again; pictures are compared
+        other = pool[: options.num_samples]
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
         scores: list[Score] = []
         if has_bits(system):
@@ -118,14 +124,17 @@ class Unconditional(Task):
                     binarise=binarised(system), reference=other, about=about, world=world,
                 )
             ]  # fmt: skip
-        scores += quality_scores(
-            fake, real, other, name=options.extractor, about=about, device=world.device, seed=options.seed
-        )
+        scores += quality_scores(fake, real, other, about=about, train_pictures=pool, **judged(built, world))
         if len(condition) > 1:
             probe = condition.index(slice(0, SENSITIVITY_ROWS))
             for one in condition_sensitivity(system, probe, seed=options.seed):
                 scores += one.scores(seed=options.seed, rows=len(probe), about=about)
         return scores
+
+
+def copies_wanted(options: Any) -> bool:
+    """Whether samples are looked up among training pictures."""
+    return bool({"memorisation", "all"} & set(options.metrics))
 
 
 def binarised(system: object) -> Binarise:

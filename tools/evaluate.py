@@ -1,4 +1,4 @@
-"""Scores a trained run: `condgen evaluate` as a file that `accelerate launch` can start."""
+"""Scores a run, or a whole comparison (--ladder): `condgen evaluate` as a file that `accelerate launch` can start."""
 
 import sys
 from pathlib import Path

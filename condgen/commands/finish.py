@@ -98,6 +98,7 @@ def write_system(built: Built, run: RunFolder) -> None:
 def score(built: Built, world: World, run: RunFolder, step: int) -> list[Score]:
     """The task's scores, also as eval/<time>-step-<step>.json. The system holds the weights to be scored."""
     from condgen.engine.disk import replace_file, to_json
+    from condgen.engine.run import png_bytes
 
     built.system.to(world.device).eval()
     scores = built.task.score(built.system, built, world, built.config.eval)
@@ -110,7 +111,11 @@ def score(built: Built, world: World, run: RunFolder, step: int) -> list[Score]:
             "eval": built.config.tree["eval"],
             "scores": [entry.to_dict() for entry in scores],
         }
-        replace_file(_free(run.evals, step), to_json(record, indent=1))
+        file = _free(run.evals, step)
+        for one in scores:
+            if one.picture is not None:
+                replace_file(file.with_name(f"{file.stem}-{one.name.replace('/', '-')}.png"), png_bytes(one.picture))
+        replace_file(file, to_json(record, indent=1))
     return scores
 
 
@@ -125,9 +130,16 @@ def _free(folder: Path, step: int) -> Path:
 
 
 def score_table(scores: Sequence[Score]) -> str:
-    """One line per score, with the ends that make the number readable."""
+    """One line per score, with the ends that make the number readable; then what has to be read with them."""
     rows = [(s.name, number(s.value), number(s.error), number(s.floor), number(s.ceiling), _better(s)) for s in scores]
-    return table(("score", "value", "error", "floor", "ceiling", "better"), rows) if rows else "this task has no scores"
+    if not rows:
+        return "this task has no scores"
+    about: dict[str, list[str]] = {}
+    for one in scores:
+        if one.note:
+            about.setdefault(one.note, []).append(one.name)
+    lines = [f"{', '.join(names)}: {note}" for note, names in about.items()]
+    return "\n".join([table(("score", "value", "error", "floor", "ceiling", "better"), rows), *lines])
 
 
 def _better(one: Score) -> str:

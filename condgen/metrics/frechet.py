@@ -41,7 +41,8 @@ def require_enough(count: int, *, force: bool = False) -> None:
     if count < MIN_SAMPLES and not force:
         raise DataError(
             f"FID from {count} samples is dominated by its bias; it needs at least {MIN_SAMPLES} on each side. "
-            "Use KID, which is unbiased, raise eval.num_samples, or force it if only equal counts are compared"
+            "Use KID, which is unbiased, raise eval.num_samples, or, where only equal counts are compared, force it: "
+            "eval.force_fid=true"
         )
 
 

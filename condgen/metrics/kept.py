@@ -1,4 +1,7 @@
-"""Small judges on disk: `<stem>.safetensors` and `<stem>.json` with its hash, in a folder that appears at once."""
+"""Small judges on disk: `<stem>.safetensors` and `<stem>.json` with its hash, in a folder that appears at once.
+
+Also features of pictures that are scored again and again: one file a set, named by what is in it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,20 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from condgen.errors import CheckpointError
 
 Judge = TypeVar("Judge", bound=nn.Module)
+MOST_SETS = 24  # of features; the oldest goes when one more is kept
 
 
 def write(folder: Path, stem: str, network: nn.Module, about: Mapping[str, Any]) -> None:
@@ -54,6 +61,39 @@ def read(folder: Path, stem: str, make: Callable[[Mapping[str, Any]], Judge]) ->
 def fingerprint(network: nn.Module) -> str:
     """Hash of every weight: two judges with the same one give the same numbers."""
     return hashlib.sha256(_bytes(network)).hexdigest()[:12]
+
+
+def name_of(pictures: Tensor, network: str) -> str:
+    """What the features of uint8 pictures under a network are called: no other pictures or network have this name."""
+    digest = hashlib.sha256(f"{network}|{tuple(pictures.shape)}|".encode())
+    for part in pictures.split(1024):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def read_features(folder: Path, name: str, count: int) -> Tensor | None:
+    """Features (count, d) kept under this name; None where there are none, or damaged ones."""
+    with suppress(OSError, SafetensorError, ValueError, KeyError):
+        held = load_tensors((folder / f"{name}.safetensors").read_bytes())["features"]
+        if held.dim() == 2 and len(held) == count and bool(torch.isfinite(held).all()):
+            return held
+    return None
+
+
+def write_features(folder: Path, name: str, features: Tensor) -> None:
+    """Keeps features (N, d). A disk that is full or closed keeps nothing, and nothing else happens."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".features-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(save_tensors({"features": features.contiguous()}))
+            os.replace(temporary, folder / f"{name}.safetensors")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        held = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+        for path in held[:-MOST_SETS]:
+            path.unlink(missing_ok=True)
 
 
 def _bytes(network: nn.Module) -> bytes:

@@ -17,12 +17,17 @@ BLOCK = 1024  # rows of the kernel matrix that exist at a time
 
 @dataclass(frozen=True)
 class Kid:
-    """value = mean over subsets, error = standard deviation over subsets (what papers print); may be negative."""
+    """value = mean over subsets, error = standard deviation over subsets (what papers print); may be negative.
+
+    interval: 95 % confidence interval of the value, by subsampling without replacement (Politis and Romano 1994): the
+    variance over subsets of m of n rows, times (m / n) / (1 - m / n). None with one subset or m = n.
+    """
 
     value: float
     error: float
     subsets: int
     subset_size: int
+    interval: tuple[float, float] | None = None
 
 
 def polynomial_mmd2(x: Tensor, y: Tensor, *, degree: int = 3, block: int = BLOCK) -> float:
@@ -60,7 +65,12 @@ def kid(
         [polynomial_mmd2(real[i], fake[j], degree=degree) for i, j in _subsets(real, fake, subsets, size, seed)],
         dtype=torch.float64,
     )
-    return Kid(float(values.mean()), float(values.std(unbiased=False)), subsets, size)
+    mean, error = float(values.mean()), float(values.std(unbiased=False))
+    if subsets == 1 or size == smaller:
+        return Kid(mean, error, subsets, size)
+    share = size / smaller
+    half = 1.96 * float(values.std()) * (share / (1 - share)) ** 0.5
+    return Kid(mean, error, subsets, size, (mean - half, mean + half))
 
 
 def _subsets(real: Tensor, fake: Tensor, count: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

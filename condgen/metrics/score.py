@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class Score:
     ceiling    what real data get under the same protocol, measured
     error      standard error of the value, or the standard deviation over subsets where the docs say so
     signature  everything that has to be equal before two values may be compared; see `condgen.metrics.signature`
+    note       what has to be read with the number; printed below the table
+    picture    what shows it; saved beside the numbers, and no part of `to_dict` or of equality
 
     Floor is the bad end and ceiling the good end, also where lower is better (FID of noise, FID of held-out
     real pictures). None = not measured.
@@ -27,6 +32,8 @@ class Score:
     error: float | None = None
     signature: str = ""
     higher_is_better: bool = True
+    note: str = ""
+    picture: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @property
     def position(self) -> float | None:
@@ -41,11 +48,11 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "picture"}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Score:
-        known = {name: data[name] for name in Score.__dataclass_fields__ if name in data}
+        known = {name: data[name] for name in Score.__dataclass_fields__ if name in data and name != "picture"}
         return Score(**known)
 
     def __str__(self) -> str:

@@ -22,16 +22,16 @@ class Gaussian:
 
 
 class FeatureStatistics:
-    """Running mean and covariance by the pairwise update of Chan, Golub and LeVeque (1983).
+    """Running sums around a fixed point, the mean of the first block: sum of (x - p) and of (x - p)(x - p)^T.
 
     `add` takes features (N, d) of any floating type; `merge` joins what another process has seen; `gaussian`
-    reads the result. Blocks are combined exactly, so only float64 rounding depends on the batching.
+    reads the result. Everything is float64, so only float64 rounding depends on the batching, and the point keeps a
+    mean far from zero from eating the digits. Memory: 8 d (d + BLOCK) bytes, 50 MB at d = 2048, whatever N is.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.empty(0, dtype=torch.float64)
-        self.scatter = torch.empty(0, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T, (d, d)
+        self.point = self.total = self.scatter = torch.empty(0, dtype=torch.float64)
 
     def add(self, features: Tensor) -> FeatureStatistics:
         """Raises ShapeError for a wrong shape and DataError for NaN or inf."""
@@ -43,34 +43,44 @@ class FeatureStatistics:
             rows = to_float64(block)
             if not bool(torch.isfinite(rows).all()):
                 raise DataError("the features hold NaN or inf; check the pictures and the extractor")
-            mean = rows.mean(0)
-            centred = rows - mean
-            self._join(len(rows), mean, centred.T @ centred)
+            if not len(rows):
+                continue
+            if self.count == 0:
+                self._begin(rows.mean(0))
+            if rows.shape[1] != len(self.point):
+                raise ShapeError(f"features of width {rows.shape[1]} cannot join features of width {len(self.point)}")
+            centred = rows.to(self.point.device) - self.point
+            self.total += centred.sum(0)
+            self.scatter.addmm_(centred.T, centred)
+            self.count += len(rows)
         return self
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
         """Adds everything that `other` has seen."""
-        if other.count:
-            self._join(other.count, other.mean, other.scatter)
+        if other.count == 0:
+            return self
+        if self.count == 0:
+            self._begin(other.point)
+        if other.point.shape != self.point.shape:
+            raise ShapeError(f"features of width {len(other.point)} cannot join features of width {len(self.point)}")
+        total, scatter = other.total.to(self.point.device), other.scatter.to(self.point.device)
+        step = other.point.to(self.point.device) - self.point
+        cross = torch.outer(total, step)
+        self.scatter += scatter + cross + cross.T + other.count * torch.outer(step, step)
+        self.total = self.total + total + other.count * step
+        self.count += other.count
         return self
 
-    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if self.count == 0:
-            self.count, self.mean, self.scatter = count, mean.clone(), scatter.clone()
-            return
-        if mean.shape != self.mean.shape:
-            raise ShapeError(f"features of width {len(mean)} cannot join features of width {len(self.mean)}")
-        total = self.count + count
-        delta = mean.to(self.mean.device) - self.mean
-        self.scatter += scatter.to(self.scatter.device) + torch.outer(delta, delta) * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
+    def _begin(self, point: Tensor) -> None:
+        self.point, self.total = point.clone(), torch.zeros_like(point)
+        self.scatter = torch.zeros(len(point), len(point), dtype=torch.float64, device=point.device)
 
     def gaussian(self) -> Gaussian:
         """Raises DataError below two feature vectors."""
         if self.count < 2:
             raise DataError(f"a covariance needs at least 2 feature vectors; got {self.count}")
-        return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
+        covariance = (self.scatter - torch.outer(self.total, self.total) / self.count) / (self.count - 1)
+        return Gaussian(self.point + self.total / self.count, covariance, self.count)
 
 
 def gaussian_of(features: Tensor) -> Gaussian:

@@ -50,6 +50,10 @@ class EfficientNetLite0(nn.Module):
             images = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         return self.network.extract_features(_scaled(images)).mean((2, 3))
 
+    def logits(self, features: Tensor) -> Tensor:
+        """What `forward` gives (B, 1280) -> (B, 1000) ImageNet classes."""
+        return self.network._fc(features)
+
     def stages(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) in [-1, 1], at their own size -> the maps of 16, 24, 40, 112 and 320 channels at which
         the sides have shrunk 2, 4, 8, 16 and 32 times."""

@@ -34,6 +34,14 @@ class ImageTower(nn.Module):
         self.convolutions = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(now * LAST * LAST, dim))
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the last linear layer sees, (B, d)."""
+        return self.convolutions(resize(images, self.size)).flatten(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """`features` (B, d) -> (B, dim)."""
+        return self.head(features)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.convolutions(resize(images, self.size)))
 

@@ -118,7 +118,7 @@ def _e(inside: int, pool: str) -> Block:
 
 
 class InceptionV3(nn.Module):
-    """Shapes: uint8 or float 0..255 (B, 3, H, W) -> (B, 2048) pooled features."""
+    """Shapes: uint8 or float 0..255 (B, 3, H, W) -> (B, 2048) pooled features; `logits` (B, 1008) of those."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,6 +142,10 @@ class InceptionV3(nn.Module):
         for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"):
             x = self.get_submodule(f"Mixed_{name}")(x)
         return x.mean((2, 3))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, 2048) -> (B, 1008) without the bias, as the published Inception score takes them."""
+        return F.linear(features, self.fc.weight)
 
 
 def resize_tf1(images: Tensor, size: int) -> Tensor:

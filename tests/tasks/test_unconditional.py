@@ -13,6 +13,10 @@ from condgen.errors import ConfigError
 from condgen.metrics.signature import parse
 from condgen.types import Condition
 
+SETS = [
+    "kid", "precision", "recall", "density", "coverage", "nearer_than_real", "memorised", "nearer_than_real/pixels",
+    "memorised/pixels",
+]  # fmt: skip
 FIELDS = ["label", "text", "boxes", "keypoints", "image", "frames"]
 
 
@@ -66,7 +70,7 @@ def test_scores_and_hooks_without_a_condition(file, tmp_path):
         assert len(list(run.path.rglob(f"*{name}.png"))) == 1
     logged = hooks["bits"].run(made.system, 1)["bits_per_dim"]
     scores = {s.name: s for s in made.task.score(made.system, made, World(), made.config.eval)}
-    assert list(scores) == ["bpd", "kid"]
+    assert list(scores) == ["bpd", *SETS]
     bpd = scores["bpd"]
     assert bpd.value == pytest.approx(logged, abs=1) and bpd.floor == pytest.approx(8, abs=0.3)
     fields = parse(bpd.signature).fields
@@ -83,6 +87,21 @@ def test_more_draws_are_an_option(file):
     assert five.value < one.value and parse(five.signature).fields["k"] == "5"
 
 
+def test_scores_of_sets_are_an_option_and_small_fids_have_to_be_forced(file):
+    def names(*words):
+        made = built(file, *words)
+        return {s.name: s for s in made.task.score(made.system, made, World(), made.config.eval)}
+
+    plain = names("eval.metrics=[kid,fid]")
+    assert list(plain) == ["bpd", "kid"] and "no FID of 16 pictures" in plain["kid"].note
+    forced = names("eval.metrics=[fid]", "eval.force_fid=true")
+    assert list(forced) == ["bpd", "fid"] and parse(forced["fid"].signature).fields["forced"] == "below 2048"
+    every = names("eval.metrics=[all]")
+    assert list(every) == ["bpd", *SETS, "ms_ssim/any", "parzen"] and "Theis" in every["parzen"].note
+    looked = names("eval.metrics=[memorisation]", "eval.train_rows=20")["memorised"]
+    assert parse(looked.signature).fields["train"] == "20" and looked.picture.size[0] > 100
+
+
 def test_with_a_condition(file, tmp_path):
     made = built(file, "data.ignore=[]")
     hooks, _ = hooks_of(made, tmp_path)
@@ -91,7 +110,7 @@ def test_with_a_condition(file, tmp_path):
     for hook in hooks.values():
         hook.run(made.system, 1)
     scores = [s.name for s in made.task.score(made.system, made, World(), made.config.eval)]
-    assert scores == ["bpd", "kid", "sensitivity/label", "sensitivity/label/null"]
+    assert scores == ["bpd", *SETS, "sensitivity/label", "sensitivity/label/null"]
 
 
 def test_a_binary_model_is_scored_on_binary_pictures_and_a_cross_entropy_not_at_all(file):
@@ -100,7 +119,7 @@ def test_a_binary_model_is_scored_on_binary_pictures_and_a_cross_entropy_not_at_
     bpd = next(s for s in made.task.score(made.system, made, World(), made.config.eval) if s.name == "bpd")
     assert parse(bpd.signature).fields["pixels"] == "binarised by dynamic" and bpd.floor == pytest.approx(1, abs=0.01)
     made = built(file, "system.law=bernoulli")
-    assert [s.name for s in made.task.score(made.system, made, World(), made.config.eval)] == ["kid"]
+    assert [s.name for s in made.task.score(made.system, made, World(), made.config.eval)] == SETS
 
 
 def test_a_generator_without_likelihood_or_encoder(file, tmp_path):
@@ -109,7 +128,7 @@ def test_a_generator_without_likelihood_or_encoder(file, tmp_path):
     hooks, _ = hooks_of(made, tmp_path)
     assert list(hooks) == ["grid"]
     hooks["grid"].run(made.system.eval(), 1)
-    assert [s.name for s in made.task.score(made.system, made, World(), made.config.eval)] == ["kid"]
+    assert [s.name for s in made.task.score(made.system, made, World(), made.config.eval)] == SETS
 
 
 def test_a_system_that_needs_a_condition_says_so(file):
@@ -131,4 +150,6 @@ def test_a_perfect_copier_reaches_the_ceiling_of_kid(file):
             return self.rows[random.randint(len(self.rows))]
 
     scores = made.task.score(Copies(made.train_data), made, World(), made.config.eval)
-    assert [s.name for s in scores] == ["kid"] and abs(scores[0].value - scores[0].ceiling) < 0.2
+    assert [s.name for s in scores] == SETS and abs(scores[0].value - scores[0].ceiling) < 0.2
+    memorised = next(s for s in scores if s.name == "memorised/pixels")
+    assert memorised.value == memorised.floor == 1 and memorised.ceiling < 0.3
