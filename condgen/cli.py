@@ -22,6 +22,7 @@ COMMANDS = {  # word -> (module of condgen.commands, what it does)
     "sample": ("sample", "draw samples from a run: condgen sample runs/NAME --text 'a red fox'"),
     "translate": ("translate", "translate pictures: condgen translate runs/NAME photos/ -o out/"),
     "animate": ("animate", "clips from pictures: condgen animate runs/NAME photo.png -o clip.mp4"),
+    "actions": ("actions", "action recognition from a run's discriminator: condgen actions runs/NAME"),
     "evaluate": ("evaluate", "score a run: condgen evaluate runs/NAME"),
     "report": ("report", "write report.html of a run again: condgen report runs/NAME"),
     "list": ("listing", "what exists and what fits together"),

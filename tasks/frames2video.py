@@ -1,4 +1,4 @@
-"""Past frames -> the frames that follow. Scored against the true clip step by step, by motion, KVD, FVD, sensitivity."""
+"""Past frames -> the frames that follow. Scored against the true clip step by step, by motion, KVD and FVD."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ examples:
   condgen animate runs/NAME --past 0.png 1.png 2.png 3.png -o next.mp4
 
 For runs that take an image or past frames and make clips. Pictures are stretched to the trained size. A run that takes
-several past frames gets the picture repeated, as if nothing had moved, unless --past gives them. More frames than the run was trained
-for are made by rolling forward: the newest frames become the next condition, nothing older is remembered, and errors
-add up. OUT without a suffix is a folder; with several pictures, a file shows them all.
+several past frames gets the picture repeated, as if nothing had moved, unless --past gives them. More frames than the
+run was trained for are made by rolling forward: the newest frames become the next condition, nothing older is
+remembered, and errors add up. OUT without a suffix is a folder; with several pictures, a file shows them all.
 """
 
 
@@ -43,7 +43,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--label", help="a class, by number or name, for runs that take one")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same clips (0)")
     parser.add_argument("--streams", action="store_true", help="also foreground, mask and background as clips")
-    parser.add_argument("--lossless", action="store_true", help="every pixel comes back; .mp4 then plays in few players")
+    parser.add_argument(
+        "--lossless", action="store_true", help="every pixel comes back; .mp4 then plays in few players"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--device", default="auto")

@@ -68,14 +68,18 @@ def given_frames(condition: Condition) -> Tensor:
         return condition.frames.pixels
     if condition.image is not None:
         return condition.image.pixels[:, None]
-    raise ShapeError(f"animating needs frames or an image; the condition holds {', '.join(condition.given) or 'nothing'}")
+    raise ShapeError(
+        f"animating needs frames or an image; the condition holds {', '.join(condition.given) or 'nothing'}"
+    )
 
 
 def next_condition(condition: Condition, newest: Tensor) -> Condition:
     """The same condition with other past frames (B, K, C, H, W); where it has both fields, both."""
     frames, image = condition.frames, condition.image
     if frames is not None and frames.actions is not None:
-        raise ConfigError("this system also needs actions, which are known for the given frames only: do not roll forward")
+        raise ConfigError(
+            "this system also needs actions, which are known for the given frames only: do not roll forward"
+        )
     if frames is not None:
         frames = Frames(newest, torch.ones(newest.shape[:2], dtype=torch.bool))
     if image is not None:

@@ -3,7 +3,7 @@
 FVD: Unterthiner et al. 2018, arXiv:1812.01717. Its published numbers come from I3D; bring that file as
 "torchscript:<file>". Numbers of different extractors are never comparable:
 
-    frames                the picture features named by eval.extractor (metrics/extractors.py), averaged over the frames,
+    frames                the picture features named by eval.extractor (metrics/extractors.py), averaged over frames,
                           with the mean absolute difference of neighbours beside them
     torchscript:<file>    your own network: float (B, 3, T, 224, 224) in [-1, 1] -> (B, d), such as I3D's 400 logits.
                           TorchScript runs what it holds, so only load files that you trust
@@ -183,7 +183,9 @@ class ClipExtractor:
         return torch.cat(out)
 
 
-def clip_extractor(name: str = "frames", *, pictures: str = "auto", device: torch.device | str = "cpu") -> ClipExtractor:
+def clip_extractor(
+    name: str = "frames", *, pictures: str = "auto", device: torch.device | str = "cpu"
+) -> ClipExtractor:
     """By name, see the head of this file; `pictures` names the extractor of "frames". Raises ConfigError."""
     if name == "frames":
         of = extractor(pictures, device=device)
@@ -194,7 +196,9 @@ def clip_extractor(name: str = "frames", *, pictures: str = "auto", device: torc
     def whole(clips: Tensor) -> Tensor:
         return of.network(resized(clips, SIDE).to(of.device))
 
-    return ClipExtractor(whole, {"ext": f"{of.name}#{of.fingerprint}", "resize": f"bilinear-{SIDE}", "literature": "no"})
+    return ClipExtractor(
+        whole, {"ext": f"{of.name}#{of.fingerprint}", "resize": f"bilinear-{SIDE}", "literature": "no"}
+    )
 
 
 def resized(clips: Tensor, side: int) -> Tensor:

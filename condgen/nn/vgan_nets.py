@@ -115,7 +115,7 @@ class Encoder(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The critic without its last layer: a clip (B, C, T, S, S) -> features (B, width * 2 ** (levels - 1), first, 4, 4).
+    """The critic without its last layer: clips (B, C, T, S, S) -> features (B, width * 2 ** (levels - 1), first, 4, 4).
     What it has learned about motion serves action recognition, see `condgen.metrics.actions`."""
 
     def __init__(self, channels: int, size: Size, width: int) -> None:

@@ -29,7 +29,7 @@ class Vgan(System):
     """streams="two" is the paper's main model, "one" its ablation. A source is the condition `image` or `frames`.
 
     streams      "two": mask x foreground + (1 - mask) x background; "one": the foreground alone
-    noise_dim    width of z, N(0, 1); null = 100, or 0 with a source, as released: the future of a frame is then one clip
+    noise_dim    width of z, N(0, 1); null = 100, or 0 with a source, as released: a frame then has one future
     generator_width, discriminator_width   channels of the finest level, doubled at each coarser one; null = 64, or 128
                  with a source, as published
     text_width   of a learned projection of the sentence; 0 = as it is
@@ -82,7 +82,9 @@ class Vgan(System):
             raise ConfigError(f"system.first_frames={first_frames}, but the clips have {target.frames} frames")
         if not self.two and mask_weight:
             raise ConfigError(f"system.mask_weight={mask_weight} with streams=one, which has no mask; leave it out")
-        forms = {name: "map" if name == "image" else form for name, form in assign_forms(condition, self.consumes).items()}
+        forms = {
+            name: "map" if name == "image" else form for name, form in assign_forms(condition, self.consumes).items()
+        }
         widths = {"text": text_width} if text_width else {}
         stack = ConditionStack(condition, forms, widths)
         vector = stack.widths["vector"]
@@ -197,7 +199,7 @@ class Generator(nn.Module):
         return Streams(compose(foreground, mask, background), foreground, mask, background)
 
     def _code(self, condition: Condition, noise: Tensor | None) -> Tensor:
-        """(B, Z, 1, 1) or (B, Z, 4, 4): what the source looks like, then noise, then the vector, the same everywhere."""
+        """(B, Z, 1, 1) or (B, Z, 4, 4): what the source looks like, then noise and vector, the same everywhere."""
         side, parts = 1, []
         forms = None if self.stack is None else self.stack(condition, (self.side, self.side))
         if self.encoder is not None and forms is not None:
@@ -243,7 +245,9 @@ class Discriminator(nn.Module):
 def _size(target: TargetSpec) -> Size:
     side = target.height
     if not target.frames:
-        raise ShapeError("vgan makes clips; the data give pictures. Use clips: data=clips, moving_openmoji, moving_mnist")
+        raise ShapeError(
+            "vgan makes clips; the data give pictures. Use clips: data=clips, moving_openmoji, moving_mnist"
+        )
     if target.width != side or side < 8 or side & (side - 1):
         raise ShapeError(
             f"vgan makes square clips of 8, 16, 32, 64, ... px; the data give {target.height} x {target.width}. "

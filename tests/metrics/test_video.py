@@ -15,7 +15,9 @@ ABOUT = {"data": "toy#1", "split": "test"}
 def moving(rows=6, frames=5, side=16, seed=0):
     """A bright square that moves to the right on a dark ground, and where it is."""
     clips, truth = torch.full((rows, frames, 3, side, side), -0.9), torch.zeros(rows, frames, 1, side, side)
-    starts = torch.randint(0, side - 4 - 2 * frames + 1, (rows, 2), generator=torch.Generator().manual_seed(seed)).tolist()
+    starts = torch.randint(
+        0, side - 4 - 2 * frames + 1, (rows, 2), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
     for row, (top, left) in enumerate(starts):
         for t in range(frames):
             window = (slice(top, top + 4), slice(left + 2 * t, left + 2 * t + 4))
@@ -76,7 +78,9 @@ def test_auc_counts_pairs_and_halves_ties(rounded):
     values, truth = torch.rand(40, generator=g), torch.rand(40, generator=g) < 0.3
     values = (values * 4).round() if rounded else values
     pairs = values[truth][:, None] - values[~truth][None]
-    assert video.auc(values, truth) == pytest.approx(float(((pairs > 0).double() + 0.5 * (pairs == 0)).mean()), abs=1e-12)
+    assert video.auc(values, truth) == pytest.approx(
+        float(((pairs > 0).double() + 0.5 * (pairs == 0)).mean()), abs=1e-12
+    )
     assert video.auc(torch.zeros(40), truth) == 0.5
     assert video.auc(truth.float(), truth) == 1 and video.auc(-truth.float(), truth) == 0
     with pytest.raises(DataError, match="inside and outside"):
@@ -89,7 +93,9 @@ def test_masks_are_scored_between_those_of_other_clips_and_the_truth():
     assert scores["mask_auc"].value == 1 and scores["mask_iou"].value == 1
     assert scores["mask_auc"].floor < 0.9 and scores["mask_iou"].floor < 0.7
     assert video.iou(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool)).item() == 1
-    assert video.iou(torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[True, False, True, False]])).item() == pytest.approx(1 / 3)
+    assert video.iou(
+        torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[True, False, True, False]])
+    ).item() == pytest.approx(1 / 3)
     named = video.mask_scores(truth, truth, about=ABOUT, of="first")
     assert [s.name for s in named] == ["mask_auc/first", "mask_iou/first"]
     assert comparable(named[0].signature, scores["mask_auc"].signature)
@@ -133,7 +139,9 @@ def test_fvd_itself_needs_256_clips_and_is_the_frechet_distance():
 def test_a_network_of_your_own_gets_what_i3d_takes(tmp_path):
     class Seen(torch.nn.Module):
         def forward(self, clips):
-            return torch.stack([clips.mean((1, 2, 3, 4)), clips.amax((1, 2, 3, 4)), clips.new_full((len(clips),), clips.shape[-1])], 1)
+            return torch.stack(
+                [clips.mean((1, 2, 3, 4)), clips.amax((1, 2, 3, 4)), clips.new_full((len(clips),), clips.shape[-1])], 1
+            )
 
     file = tmp_path / "net.pt"
     torch.jit.script(Seen()).save(file)

@@ -78,7 +78,11 @@ def test_the_networks_for_a_frame_have_the_published_parameters(spec, unfilled):
     system = Vgan(condition=ConditionSpec(**spec), target=PUBLISHED)
     generator = system.generator
     assert count(generator) == 68_216_455 and count(system.discriminator) == 44_135_810
-    assert [count(p) for p in (generator.encoder, generator.still, generator.moving)] == [11_021_696, 11_018_883, 46_175_876]
+    assert [count(p) for p in (generator.encoder, generator.still, generator.moving)] == [
+        11_021_696,
+        11_018_883,
+        46_175_876,
+    ]
 
 
 def test_the_layers_have_the_published_shapes():
@@ -102,7 +106,8 @@ def test_the_layers_have_the_published_shapes():
 
 @pytest.mark.parametrize(
     ("side", "frames", "size"),
-    [(64, 32, (4, 2, 4)), (32, 8, (3, 1, 3)), (32, 16, (3, 2, 3)), (32, 10, (3, 5, 1)), (16, 7, (2, 7, 0)), (8, 2, (1, 1, 1))],
+    [(64, 32, (4, 2, 4)), (32, 8, (3, 1, 3)), (32, 16, (3, 2, 3)), (32, 10, (3, 5, 1)), (16, 7, (2, 7, 0)),
+     (8, 2, (1, 1, 1))],
 )  # fmt: skip
 @pytest.mark.parametrize("condition", [ConditionSpec(), None])
 def test_any_number_of_frames_comes_out(side, frames, size, condition):
@@ -289,15 +294,20 @@ def test_what_cannot_work_is_refused(target, options, error, message):
 @pytest.mark.slow
 def test_it_learns_to_repeat_the_first_frame_and_to_move():
     """Sixty steps on squares that move one pixel a frame: the first frame is near, the later ones are no copies."""
+
     def squares(rows, seed):
         clip = torch.full((rows, 8, 3, 16, 16), -0.8)
-        for row, at in enumerate(torch.randint(0, 5, (rows, 2), generator=torch.Generator().manual_seed(seed)).tolist()):
+        for row, at in enumerate(
+            torch.randint(0, 5, (rows, 2), generator=torch.Generator().manual_seed(seed)).tolist()
+        ):
             for t in range(8):
                 clip[row, t, :, at[0] : at[0] + 4, at[1] + t : at[1] + t + 4] = 0.8
         return clip
 
     system = small(FRAME, generator_width=16)
-    optim = {p.name: torch.optim.Adam(getattr(system, p.trains[0]).parameters(), 2e-3, (0.5, 0.999)) for p in system.phases()}
+    optim = {
+        p.name: torch.optim.Adam(getattr(system, p.trains[0]).parameters(), 2e-3, (0.5, 0.999)) for p in system.phases()
+    }
     for step in range(60):
         target = squares(16, step)
         batch = Batch(target, Condition(frames=Frames(target[:, :1], torch.ones(16, 1, dtype=torch.bool))))
