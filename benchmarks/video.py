@@ -2,7 +2,8 @@
 
     python benchmarks/video.py [--public DIR] [--batch 4] [--steps 2] [--rounds 3] [--json FILE]
 
-DIR holds model.py and ops.py of batsa003/videogan: the frame-conditioned networks with the published parameters. Only its networks are used (its loader is Python 2); the public step is written out below: D on real and fake clips, G on
+DIR holds model.py and ops.py of batsa003/videogan: the frame-conditioned networks with the published parameters. Only
+its networks are used (its loader is Python 2); the public step is written out below: D on real and fake clips, G on
 cross-entropy and 10 times the first frame's L1, float32 with the default Adam. Without --public condgen is timed alone.
 
 "fp32" and "bf16" are `engine.trainer.Trainer` with the paper's preset at that precision, weights and clips in
