@@ -20,11 +20,13 @@ from torch import Tensor
 
 from condgen import registry
 from condgen.engine import prompt
+from condgen.engine.completed import Completed
 from condgen.engine.export import CONFIG, ExportInfo, is_export, make_system, read_config, read_export
 from condgen.engine.result import Samples
 from condgen.engine.sample import PRECISIONS, checked, sample_rows, sampling
 from condgen.errors import CheckpointError, ConfigError
-from condgen.systems.base import HasLatent, System
+from condgen.rng import RowRandom
+from condgen.systems.base import HasCompletion, HasLatent, System
 from condgen.types import Condition, ConditionSpec, Text, TextSpec
 
 if TYPE_CHECKING:
@@ -212,6 +214,8 @@ class Pipeline:
         """
         values = {"text": text, "label": label, "boxes": boxes, "keypoints": keypoints, "image": image}
         given = {k: v for k, v in {**values, "frames": frames}.items() if v is not None}
+        if not isinstance(self.system, System):
+            raise ConfigError(f"{self.info.system} completes keypoints and makes no pictures; call .complete(...)")
         drawn = list(ids) if ids is not None else list(range(1 if num is None else num))
         if not drawn or (num is not None and num != len(drawn)):
             raise ConfigError(f"num={num} with {len(drawn)} ids; ask for at least one sample, with one id each")
@@ -231,6 +235,42 @@ class Pipeline:
             )
         seeds = (seed,) * len(row_ids)
         return Samples(pixels, rows, seeds, tuple(row_ids), count, self.label_names, self.info.attribution)
+
+    def complete(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        keypoints: Any = None,
+        num: int = 1,
+        seed: int = 0,
+        threshold: float = 0.5,
+        batch_size: int = 256,
+        **more: Any,
+    ) -> Completed:
+        """All keypoints from a sentence and some of them, `num` completions per prompt; for `keypoint_gan`.
+
+        keypoints   as in a call, with None or nothing for points to be drawn; left out = all of them
+        threshold   of a drawn point's visibility, above which it counts as visible
+        more        other condition fields of the training
+        Completion i of (seed, condition) is the same whatever num and batch_size are. Raises ConfigError.
+        """
+        if not isinstance(self.system, HasCompletion):
+            raise ConfigError(f"{self.info.system} does not complete keypoints; load a run of keypoint_gan")
+        if num < 1 or batch_size < 1:
+            raise ConfigError(f"num={num}, batch_size={batch_size}: both must be at least 1")
+        given = {**more, "text": text, "keypoints": {} if keypoints is None else keypoints}
+        prompts = self.encode(self.condition({k: v for k, v in given.items() if v is not None}))
+        rows, ids = prompts.repeat(num), list(range(num)) * len(prompts)
+        parts = []
+        for start in range(0, len(ids), batch_size):
+            part = slice(start, start + batch_size)
+            with sampling(self.system, self.precision) as device:
+                random = RowRandom(seed, ids[part], device)
+                done = self.system.complete(rows.index(part).to(device), random=random, threshold=threshold)
+            parts.append(Condition(keypoints=done).to("cpu"))
+        made = Condition.cat(parts).keypoints
+        assert made is not None and self.spec.keypoints is not None
+        return Completed(made, rows, len(prompts), self.spec.keypoints.names, self.info.attribution)
 
     def condition(self, values: Mapping[str, Any], condition: Condition | None = None) -> Condition:
         """One row per prompt, checked against what the system was trained with; text not yet encoded."""

@@ -1,19 +1,23 @@
-"""A sentence and a place -> a picture. Scored by box IoU or PCK of what was drawn, R-precision, KID, sensitivity."""
+"""A sentence and a place -> a picture. Scored by box IoU or PCK and OKS of what was drawn, whether it moves with its
+place, R-precision, KID, sensitivity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from condgen.data.base import RowDataset
+from condgen.data.cache import cache_folder
 from condgen.engine.drawing import draw_grid
 from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
-from condgen.metrics.layout import layout_scores
+from condgen.metrics.layout import inside_score, layout_scores, moves, moves_score, plain
+from condgen.metrics.pose import Finder, cached_finder
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
@@ -40,12 +44,14 @@ class Layout2Image(Task):
     For boxes there is also a strip: one noise, one sentence, the box in five places.
 
     grid_rows   rows of the sample grid
+    finder      who says where a thing is: "foreground" (plain backgrounds), "trained" (a network trained on the real
+                training rows and kept in the cache), "auto": the foreground where it finds real things
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("text",)
 
-    def __init__(self, *, grid_rows: int = 8) -> None:
-        self.grid_rows = grid_rows
+    def __init__(self, *, grid_rows: int = 8, finder: Literal["auto", "foreground", "trained"] = "auto") -> None:
+        self.grid_rows, self.finder = grid_rows, finder
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
         train_data, test_data = built.train_data, built.test_data
@@ -89,14 +95,17 @@ class Layout2Image(Task):
         return [*hooks, Hook("moved", every, strip)] if built.spec.boxes is not None else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
-        """On held-out rows box_iou or pck, rprec, KID and sensitivity; then box_iou or pck and rprec on seen rows."""
+        """On held-out rows box_iou or pck and oks, inside, moves, rprec, KID and sensitivity; on seen rows the same
+        without KID and sensitivity."""
         check_place(built)
-        if world.is_main:
-            evaluator_of(built, world.device)  # trains it; the others then read it from the cache
-        world.barrier()
-        judge = evaluator_of(built, world.device)
         asked = {split: rows_of(built, data, options.num_samples, seed=options.seed) for split, data in splits(built)}
         names = built.spec.keypoints.names if built.spec.keypoints is not None else ()
+        by_foreground = self._by_foreground(asked["train"], names)
+        if world.is_main:  # trains them; the others then read them from the cache
+            evaluator_of(built, world.device)
+            finders_of(built, world.device, by_foreground)
+        world.barrier()
+        judge, finders = evaluator_of(built, world.device), finders_of(built, world.device, by_foreground)
         scores: list[Score] = []
         for split, data in splits(built):
             condition, real, captions = asked[split]
@@ -105,7 +114,16 @@ class Layout2Image(Task):
             about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split}
             text = condition.text
             assert text is not None and text.pooled is not None
-            found = layout_scores(fake, real, condition, names=names, about=about, seed=options.seed)
+            found = layout_scores(fake, real, condition, names=names, finders=finders, about=about, seed=options.seed)
+            if condition.boxes is not None and by_foreground:
+                found += inside_score(fake, real, condition.boxes, about=about, seed=options.seed)
+            move = moves(condition)
+            if len(move.rows):
+                after = sample_over(
+                    world, system, move.condition, seed=options.seed, ids=move.rows.tolist(),
+                    batch_size=options.batch_size,
+                )  # fmt: skip
+                found += moves_score(fake[move.rows], after, move, about=about, seed=options.seed)
             found += retrieval_scores(
                 judge, fake, real, captions, text.pooled, seed=options.seed,
                 about={**about, "text": built.config.text.encoder},
@@ -122,6 +140,22 @@ class Layout2Image(Task):
             for one in condition_sensitivity(system, probe, seed=options.seed):
                 scores += one.scores(seed=options.seed, rows=len(probe), about=about)
         return scores
+
+    def _by_foreground(self, seen: tuple[Condition, Tensor, list[str]], names: Sequence[str]) -> bool:
+        return self.finder == "foreground" or (self.finder == "auto" and plain(seen[1], seen[0], names))
+
+
+def finders_of(built: Built, device: torch.device, by_foreground: bool) -> dict[str, Finder]:
+    """Networks that find the boxes or the points of this data, trained on its training split unless cached."""
+    places = [] if by_foreground else [name for name in ("boxes", "keypoints") if name in built.spec.given]
+    assert isinstance(built.train_data, RowDataset)
+    return {
+        name: cached_finder(
+            built.train_data, cache_folder() / "evaluators", boxes=name == "boxes", device=device, say=print,
+            about={"data": built.config.data_name, "split": "train"},
+        )
+        for name in places
+    }  # fmt: skip
 
 
 def check_place(built: Built) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from condgen import rng
 from condgen.data.base import RowDataset
 from condgen.errors import ConfigError
-from condgen.metrics.layout import REACH
+from condgen.metrics.pose import REACH
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.rng import RowRandom

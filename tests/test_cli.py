@@ -267,6 +267,7 @@ def test_list_shows_what_fits(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = said(capsys, "list")
+    assert "text and one of boxes, keypoints" in text
     for word in (
         "toy_task",
         "toy_regressor",

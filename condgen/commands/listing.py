@@ -40,7 +40,7 @@ def listing() -> str:
         table(
             ("system", "forms it takes", "needs", "presets", "what it is"),
             [
-                (name, _joined(cls, "consumes"), _joined(cls, "requires"), _presets(name), _about("systems", name, cls))
+                (name, _joined(cls, "consumes"), _needs(cls), _presets(name), _about("systems", name, cls))
                 for name, cls in systems.items()
             ],
         ),
@@ -76,6 +76,13 @@ def _about(kind: str, name: str, found: Any) -> str:
 
 def _joined(cls: Any, attribute: str) -> str:
     return ", ".join(getattr(cls, attribute, ())) or NOTHING
+
+
+def _needs(cls: Any) -> str:
+    """ "text and one of boxes, keypoints": what it requires, and the fields of which one will do."""
+    required, either = getattr(cls, "requires", ()), getattr(cls, "needs_one_of", ())
+    parts = [", ".join(required)] if required else []
+    return " and ".join([*parts, f"one of {', '.join(either)}"] if either else parts) or NOTHING
 
 
 def _presets(system: str) -> str:

@@ -13,12 +13,14 @@ from condgen import config as configuration
 from condgen.commands import arguments
 from condgen.config.schema import Option, convert, options_of_call, suggest
 from condgen.errors import ConfigError, DataError
+from condgen.systems.base import HasCompletion
 from condgen.types import FIELDS
 
 if TYPE_CHECKING:
     from condgen.pipeline import Pipeline, Samples
 
 PICTURES = (".png", ".jpg", ".webp")
+POINTS = ".json"
 CLIPS = (".mp4", ".webm", ".gif")
 CLIP_FPS = 8.0  # of samples; walks have 12
 
@@ -31,6 +33,7 @@ examples:
   condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
   condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
   condgen sample runs/NAME --walk "Sandal .. Bag .. Sandal" --num 4 -o walk.mp4
+  condgen sample KEYPOINT_RUN --text "a red fox" --keypoints some.json --num 4 -o points.json
 
 A flag that is repeated gives one row of the grid each; a flag given once serves every row. Each line of
 conditions.jsonl is an object with some of: text, label, boxes, keypoints, image, frames.
@@ -66,7 +69,7 @@ def main(words: Sequence[str]) -> int:
 
     out = Path(given.out or "samples.png")
     is_clip = given.arithmetic is None and out.suffix.lower() in CLIPS
-    if out.suffix.lower() not in PICTURES and not is_clip:
+    if out.suffix.lower() not in (*PICTURES, POINTS) and not is_clip:
         more = f"; clips and walks also {', '.join(CLIPS)}" if given.arithmetic is None else ""
         raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}{more}")
     check_latent_flags(given, is_clip=is_clip)
@@ -75,10 +78,14 @@ def main(words: Sequence[str]) -> int:
 
     conditions = asked(given)
     pipe = condgen.load(given.run, device=given.device)
+    if is_clip and given.walk is None and not pipe.info.target.frames:
+        raise ConfigError(f"-o {out}: {given.run} makes pictures; give a file that ends with {', '.join(PICTURES)}")
+    if isinstance(pipe.system, HasCompletion) and given.arithmetic is None and given.walk is None:
+        return complete(pipe, given, conditions, out)
+    if out.suffix.lower() == POINTS:
+        raise ConfigError(f"-o {out}: only a run of keypoint_gan writes points; give {', '.join(PICTURES)}")
     if given.arithmetic is not None or given.walk is not None:
         return through_noise(pipe, given, conditions, out, is_clip=is_clip)
-    if is_clip and not pipe.info.target.frames:
-        raise ConfigError(f"-o {out}: {given.run} makes pictures; give a file that ends with {', '.join(PICTURES)}")
     options = sampler_options(type(pipe.system), given.words)
     num = given.num if given.num is not None else (1 if given.style else 8)
     style = given.style[0] if given.style and len(given.style) == 1 else given.style
@@ -116,6 +123,21 @@ def streams_of(pipe: Pipeline, samples: Samples, batch_size: int) -> dict[str, S
         precision=pipe.precision,
     )  # fmt: skip
     return {name: replace(samples, pixels=part) for name, part in parts.items() if name != "video"}
+
+
+def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, Any], out: Path) -> int:
+    """Keypoints as JSON for --keypoints of another run, and their layouts as a picture."""
+    if given.style or given.separate:
+        raise ConfigError("--style and --separate are for pictures; completed keypoints all go into one .json file")
+    options = sampler_options(type(pipe.system), given.words, call="complete")
+    made = pipe.complete(
+        **conditions, num=1 if given.num is None else given.num, seed=given.seed, batch_size=given.batch_size, **options
+    )  # fmt: skip
+    points = out.with_suffix(POINTS)
+    written(points, lambda: made.save(points))
+    if out != points:
+        written(out, lambda: made.grid().save(out))
+    return 0
 
 
 def check_latent_flags(given: argparse.Namespace, *, is_clip: bool) -> None:
@@ -245,9 +267,9 @@ def _parsed(text: str, source: str) -> Any:
         raise DataError(f"{source}: not JSON: {error}") from None
 
 
-def sampler_options(system: type, words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as keyword options of the system's `sample`, checked against its signature."""
-    known: dict[str, Option] = options_of_call(system.sample, without=("random",))  # type: ignore[attr-defined]
+def sampler_options(system: type, words: Sequence[str], *, call: str = "sample") -> dict[str, Any]:
+    """`key=value` words as keyword options of the system's `sample` (or `complete`), checked against its signature."""
+    known: dict[str, Option] = options_of_call(getattr(system, call), without=("random",))
     out = {}
     for name, value in configuration.read_words(words).tree.items():
         if name not in known:

@@ -23,11 +23,15 @@ Region = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels of the pict
 
 @dataclass(frozen=True)
 class View:
-    """What a row shows: uint8 pixels (C, S, S), the window of the picture in [0, 1] (xyxy), and whether mirrored."""
+    """What a row shows: uint8 pixels (C, S, S), the window of the picture in [0, 1] (xyxy), and whether mirrored.
+
+    swap   a mirror also exchanges left and right points
+    """
 
     pixels: Tensor
     window: Window
     flipped: bool
+    swap: bool = True
 
     def boxes(self, xyxy: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes (n, 4) of the whole picture -> (those left in the view (m, 4), their indices (m,)).
@@ -40,7 +44,7 @@ class View:
 
     def points(self, xy: Tensor, visible: Tensor, flip_pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Points (K, 2), (K,) of the whole picture -> the same in the view; those outside become invisible (0, 0)."""
-        return move_points(xy, visible, [self.window], self.flipped, flip_pairs)
+        return move_points(xy, visible, [self.window], self.flipped, flip_pairs if self.swap else ())
 
 
 class Framing:
@@ -49,10 +53,14 @@ class Framing:
     load_size   side before the random crop; 0 = 76/64 of size, as Reed et al.; equal to size = no random crop
     resize      "stretch" ignores the aspect, as Reed et al.; "crop" keeps it and cuts; "pad" keeps it and adds white
     flip        mirror half of the rows
+    swap_on_flip   a mirror also exchanges the left and right points of a pair, so that a left eye stays one. False is
+                as GAWWN was released (Reed et al. 2016, arXiv:1610.02454): the left eye of a mirrored row is its right
     Raises ConfigError.
     """
 
-    def __init__(self, size: int, load_size: int = 0, resize: str = "stretch", flip: bool = True) -> None:
+    def __init__(
+        self, size: int, load_size: int = 0, resize: str = "stretch", flip: bool = True, swap_on_flip: bool = True
+    ) -> None:
         load_size = load_size or round(size * REED_RATIO)
         if size < 1 or load_size < size:
             raise ConfigError(
@@ -61,6 +69,7 @@ class Framing:
         if resize not in RESIZE:
             raise ConfigError(f"data.resize={resize!r}; allowed: {', '.join(RESIZE)}")
         self.size, self.load_size, self.policy, self.mirror = size, load_size, resize, flip
+        self.swap = swap_on_flip
 
     def view(self, picture: Tensor, random: torch.Generator | None, region: Region | None = None) -> View:
         """picture: (C, H, W) of `decode_image`. random None: the centre crop, not mirrored, at the scale of training.
@@ -83,7 +92,7 @@ class Framing:
             at = (left, _uniform(frame.shape[-2] - self.size, random))
             flipped = bool(torch.rand((), generator=random) < 0.5) and self.mirror
         pixels, part = cut(frame, (self.size, self.size), at)
-        return View((pixels.flip(-1) if flipped else pixels).contiguous(), _within(window, part), flipped)
+        return View((pixels.flip(-1) if flipped else pixels).contiguous(), _within(window, part), flipped, self.swap)
 
 
 def corner_boxes(xywh: Tensor, width: float, height: float) -> tuple[Tensor, Tensor]:

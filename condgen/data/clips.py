@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from condgen.data import video
+from condgen.data._classes import class_values
 from condgen.data._manifest import MANIFEST, Row, inside, read_manifest, scan
 from condgen.data._windows import Known, by_count, by_time
 from condgen.data.base import RowDataset
 from condgen.data.cache import CachedArray, cache_folder
 from condgen.data.decode import LUMA, RESIZE, SUFFIXES, cut, read_header, resize
-from condgen.data.folder import SPLITS, choose_rows, class_values
+from condgen.data.folder import SPLITS, choose_rows
 from condgen.errors import ConfigError, DataError
 from condgen.options import Range
 from condgen.types import ConditionSpec, FramesSpec, LabelSpec, Sample, TargetSpec, TextSpec

@@ -46,7 +46,7 @@ class Coco(RowDataset):
     annotations         what rows carry, joined by "+": captions, instances (boxes), keypoints (the largest person).
                         Images without a caption, or without a person with points, are left out when these are asked for
     captions_per_image  how many captions a row joins by newlines, drawn without replacement (Reed et al.: 3)
-    load_size, resize, flip   see `condgen.data._view.Framing`
+    load_size, resize, flip, swap_on_flip   see `condgen.data._view.Framing`
     max_boxes, min_area     the largest boxes are kept, and only those that cover at least this share of the image
                             (0.02 as in layout-to-image work: Johnson et al., CVPR 2018, arXiv:1804.01622)
 
@@ -67,6 +67,7 @@ class Coco(RowDataset):
         load_size: int = 0,
         resize: str = "stretch",
         flip: bool = True,
+        swap_on_flip: bool = True,
         max_boxes: int = 8,
         min_area: float = 0.02,
     ) -> None:
@@ -76,7 +77,7 @@ class Coco(RowDataset):
                 f"data.captions_per_image={captions_per_image}, max_boxes={max_boxes}, min_area={min_area}: "
                 "the first two must be at least 1 and min_area in [0, 1)"
             )
-        self.framing = Framing(size, load_size, resize, flip)
+        self.framing = Framing(size, load_size, resize, flip, swap_on_flip)
         self.captions_per_image, self.max_boxes, self.min_area = captions_per_image, max_boxes, min_area
         name, files = find_annotations(Path(root), self.kinds, split, str(year))
         self._images: dict[int, dict[str, Any]] = {}

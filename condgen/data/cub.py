@@ -49,7 +49,7 @@ class Cub(RowDataset):
     annotations         what rows carry, joined by "+": captions, labels (200 classes), boxes (one), parts (15 points)
     captions_per_image  how many captions a row joins by newlines, drawn with replacement (Reed et al.: 4)
     crop                "none", or "box": 1.5 times the box, as StackGAN
-    load_size, resize, flip   see `condgen.data._view.Framing`
+    load_size, resize, flip, swap_on_flip   see `condgen.data._view.Framing`
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Cub(RowDataset):
         load_size: int = 0,
         resize: str = "stretch",
         flip: bool = True,
+        swap_on_flip: bool = True,
     ) -> None:
         for name, given, allowed in (("splits", splits, SPLITS), ("split", split, PARTITIONS), ("crop", crop, CROPS)):
             if given not in allowed:
@@ -72,7 +73,7 @@ class Cub(RowDataset):
         if captions_per_image < 1:
             raise ConfigError(f"data.captions_per_image={captions_per_image} must be at least 1")
         self.kinds = parse_kinds(annotations, ANNOTATIONS)
-        self.framing = Framing(size, load_size, resize, flip)
+        self.framing = Framing(size, load_size, resize, flip, swap_on_flip)
         self.captions_per_image, self.crop = captions_per_image, crop
         top = Path(root)
         self.folder = next((f for f in (top / "CUB_200_2011", top) if (f / "images.txt").is_file()), top)

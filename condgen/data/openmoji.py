@@ -54,6 +54,8 @@ class OpenMoji(RowDataset):
                 un-augmented row is a fixed place that depends on the row alone
     jitter      "centre" in training: largest shift and change of scale, as a share of the frame
     flip        mirror half of the training rows; off, because it changes what arrows and letters mean
+    swap_on_flip  "left" and "right" are those of the mirrored picture too; false: of the picture before, as GAWWN
+                mirrored points (Reed et al. 2016, arXiv:1610.02454)
     background  "white", "colour" (one flat colour) or "random" (a gradient between two colours)
     num_keypoints  0..5, the first of: top, bottom, left, right ink point, centre of mass
     frames      0 = pictures; T > 0 = clips of the icon moving and bouncing in front of the background
@@ -81,6 +83,7 @@ class OpenMoji(RowDataset):
         placement: str = "centre",
         jitter: float = 0.05,
         flip: bool = False,
+        swap_on_flip: bool = True,
         background: str = "white",
         num_keypoints: int = 5,
         frames: int = 0,
@@ -104,6 +107,7 @@ class OpenMoji(RowDataset):
         _within("frames", frames, 0, 1000)
         _within("past", past, 0, 1000 if frames else 0)
         self.size, self.placement, self.background, self.flip = size, placement, background, flip
+        self.swap = swap_on_flip
         self.jitter, self.num_keypoints, self.line_channels = jitter, num_keypoints, line_channels
         self.frames, self.past = frames, past
 
@@ -164,13 +168,17 @@ class OpenMoji(RowDataset):
         layers = paste(art, place, self.size)
         target = self._composite(layers, self._backdrop(index, random))
         line = layers[4:].repeat(self.line_channels, 1, 1)  # a copy: the layers may be the cache's own
-        return self._row(index, target, layers[3:4], image=line)
+        return self._row(index, target, layers[3:4], place.flip, image=line)
 
     # one row
 
-    def _row(self, index: int, target: Tensor, alpha: Tensor, **fields: Tensor) -> Sample:
+    def _row(self, index: int, target: Tensor, alpha: Tensor, flipped: bool, **fields: Tensor) -> Sample:
         """alpha: uint8 (1, H, W), or (T, 1, H, W) whose first frame gives the box and the points."""
         box, points = measure(alpha.reshape(-1, *alpha.shape[-2:])[0])
+        if flipped and not self.swap:
+            points[[POINTS.index("left"), POINTS.index("right")]] = points[
+                [POINTS.index("right"), POINTS.index("left")]
+            ]
         return Sample(
             key=self.icons[index].code,
             target=target,
@@ -188,7 +196,8 @@ class OpenMoji(RowDataset):
         scale, x, y, dx, dy, mirror = torch.rand(6, generator=generator).tolist()
         low, high = CLIP_SCALES
         edge = max(1, round(self.size * (low + (high - low) * scale)))
-        art = resize(self._icon(index), Place(edge, 0, 0, flip=self.flip and random is not None and mirror < 0.5))
+        flipped = self.flip and random is not None and mirror < 0.5
+        art = resize(self._icon(index), Place(edge, 0, 0, flip=flipped))
         backdrop = self._backdrop(index, random)
         (left0, left1), (top0, top1) = self._room(index, edge)
         alphas, pictures = [], []
@@ -200,7 +209,7 @@ class OpenMoji(RowDataset):
             alphas.append(layers[3:4])
         clip, alpha = torch.stack(pictures), torch.stack(alphas)
         fields = {"frames": clip[: self.past]} if self.past else {}
-        return self._row(index, clip[self.past :], alpha[self.past :], **fields)
+        return self._row(index, clip[self.past :], alpha[self.past :], flipped, **fields)
 
     def _icon(self, index: int) -> Tensor:
         """uint8 (5, size, size): premultiplied RGB, alpha, line."""

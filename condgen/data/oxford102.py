@@ -16,6 +16,7 @@ import torch
 
 from condgen.data._captions import Texts, draw, text_folder, zero_shot_classes
 from condgen.data._manifest import inside
+from condgen.data._matlab import read_variable
 from condgen.data._view import Framing, parse_kinds
 from condgen.data.base import RowDataset
 from condgen.data.decode import decode_image
@@ -163,17 +164,10 @@ def labels_of_folders(texts: Path) -> dict[int, int]:
 
 def read_mat(path: Path, key: str) -> Sequence[int]:
     """A row of integers from a MATLAB file. DataError when scipy is missing or the file does not hold `key`."""
+    values = read_variable(path, key, instead=" (or use data.splits=zero_shot without imagelabels.mat)").reshape(-1)
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DataError(
-            f"{path.name} is a MATLAB file and reading it needs the package scipy: pip install scipy "
-            "(or use data.splits=zero_shot without imagelabels.mat)"
-        ) from error
-    try:
-        values = loadmat(str(path), variable_names=[key])[key].reshape(-1)
         numbers = [int(v) for v in values]
-    except Exception as error:  # scipy raises many kinds for damaged files, among them TypeError and zlib.error
+    except (TypeError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read as a MATLAB file with {key!r} ({error!r})") from error
     if any(n != v for n, v in zip(numbers, values, strict=True)):
         raise DataError(f"{path.name}: {key!r} must hold whole numbers")

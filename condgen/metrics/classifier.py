@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen import rng
-from condgen.data.base import RowDataset, too_many_bad
-from condgen.errors import CheckpointError, DataError, ShapeError
-from condgen.metrics import kept
-from condgen.metrics.evaluator import MAX_ROWS, augment
+from condgen.data.base import RowDataset
+from condgen.errors import DataError, ShapeError
+from condgen.metrics import fit, kept
+from condgen.metrics.fit import MAX_ROWS
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.nn.image_tower import ImageTower, resize
@@ -130,21 +129,21 @@ def cached_classifier(
         "pixels": dataset.target.height, "classes": label.num_classes, "seed": seed, "recipe": RECIPE,
         "options": asdict(chosen),
     }  # fmt: skip
-    place = folder / f"{STEM}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
-    if place.exists():
-        try:
-            return load_classifier(place).to(device)
-        except CheckpointError as error:
-            say(f"{error}; training it again")
-    say(f"training the classifier on {len(dataset)} real pictures ({chosen.steps} steps); it will be kept in {place}")
-    images, labels = load_labelled(dataset, chosen.size, seed=seed)
-    made = train_classifier(images, labels, label.num_classes, seed=seed, device=device, options=chosen)
-    made.about = key
-    kept.write(
-        place, STEM, made,
-        {"options": asdict(chosen), "channels": made.channels, "classes": made.classes, "about": key},
+
+    def train() -> Classifier:
+        images, labels = load_labelled(dataset, chosen.size, seed=seed)
+        made = train_classifier(images, labels, label.num_classes, seed=seed, device=device, options=chosen)
+        made.about = key
+        return made
+
+    def save(made: Classifier, place: Path) -> None:
+        sizes = {"options": asdict(chosen), "channels": made.channels, "classes": made.classes}
+        kept.write(place, STEM, made, {**sizes, "about": key})
+
+    return fit.cached(
+        folder, STEM, key, load=lambda place: load_classifier(place).to(device), train=train, save=save, say=say,
+        what=f"{len(dataset)} real pictures ({chosen.steps} steps)",
     )  # fmt: skip
-    return made
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -166,24 +165,10 @@ def load_labelled(
 
     Rows without a label or that cannot be read are left out. Raises DataError when too few remain.
     """
-    rows = rng.permutation(len(dataset), seed, "classifier rows")[:most].tolist()
-    images, labels, bad = [], [], 0
-    for index in rows:
-        try:
-            row = dataset.sample(index, None)
-        except DataError:
-            bad += 1
-            continue
-        if row.label is not None and row.target.dim() == 3:
-            pixels = pixels_to_float(row.target)[None]
-            images.append(pixels_to_uint8(pixels if size is None else resize(pixels, size))[0])
-            labels.append(row.label)
-    if too_many_bad(bad, len(rows)) or len(images) < 2:
-        raise DataError(
-            f"a classifier needs pictures with labels; of {len(rows)} rows {bad} could not be read and "
-            f"{len(images)} have both. Run `condgen check-data`"
-        )
-    return torch.stack(images), torch.tensor(labels)
+    images, labels = fit.readable(
+        dataset, size, lambda row: row.label, judge=STEM, needs="labels", seed=seed, most=most
+    )
+    return images, torch.tensor(labels)
 
 
 def class_scores(
@@ -268,28 +253,15 @@ def cas_scores(
     return [Score("cas", value, floor=floor, ceiling=ceiling, error=error, signature=text)]
 
 
-def rate(step: int, steps: int) -> float:
-    """Share of the learning rate: up over the first tenth, then down a half cosine."""
-    warm = max(1, steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
 def _fit(made: Classifier, images: Tensor, labels: Tensor, draws: torch.Generator) -> None:
     options, device = made.options, next(made.parameters()).device
     optimizer = torch.optim.AdamW(made.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, options.steps))
-    batch = min(options.batch_size, len(images))
-    order = torch.empty(0, dtype=torch.int64)
-    made.train()
-    for _ in range(options.steps):
-        if len(order) < batch:
-            order = torch.randperm(len(images), generator=draws)
-        rows, order = order[:batch], order[batch:]
-        pixels = augment(pixels_to_float(images[rows]), draws).to(device)
-        loss = F.cross_entropy(made(pixels), labels[rows].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+
+    def loss(rows: Tensor) -> Tensor:
+        pixels = fit.augment(pixels_to_float(images[rows]), draws).to(device)
+        return F.cross_entropy(made(pixels), labels[rows].to(device))
+
+    fit.fit(
+        made, len(images), loss, optimizer=optimizer, schedule=fit.cosine(optimizer, options.steps),
+        steps=options.steps, batch_size=options.batch_size, draws=draws,
+    )  # fmt: skip

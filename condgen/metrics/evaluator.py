@@ -6,8 +6,6 @@ minute on one CPU core, and cached on disk, so that every later evaluation of th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,19 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen import rng
-from condgen.data.base import RowDataset, too_many_bad
-from condgen.errors import CheckpointError, ConfigError, DataError, ShapeError
+from condgen.data.base import RowDataset
+from condgen.errors import ConfigError, ShapeError
 from condgen.losses.joint_embedding import info_nce
-from condgen.metrics import kept
-from condgen.nn.image_tower import ImageTower, resize
+from condgen.metrics import fit, kept
+from condgen.metrics.fit import MAX_ROWS
+from condgen.nn.image_tower import ImageTower
 from condgen.pixels import pixels_to_float, pixels_to_uint8
 from condgen.types import Condition, Text
 
 RECIPE = 1  # part of every cache key: a changed recipe is another evaluator
-SHIFT = 0.125  # of half a side: random translation
-TURN = 0.3  # radians
-SCALE = 0.2
-MAX_ROWS = 20_000  # pictures that are held in memory for training
 
 
 class TextSource(Protocol):
@@ -185,18 +180,16 @@ def cached_evaluator(
         **about, "data_fingerprint": dataset.fingerprint, "rows": len(dataset), "channels": dataset.target.channels,
         "pixels": dataset.target.height, "seed": seed, "recipe": RECIPE, "options": asdict(chosen),
     }  # fmt: skip
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    place = folder / f"evaluator-{name}"
-    if place.exists():
-        try:
-            return Evaluator.load(place).to(device)
-        except CheckpointError as error:
-            say(f"{error}; training it again")
-    say(f"training the evaluator on {len(dataset)} real pairs ({chosen.steps} steps); it will be kept in {place}")
-    made = train_evaluator(dataset, encoder, seed=seed, device=device, options=chosen)
-    made.about = key
-    made.save(place)
-    return made
+
+    def train() -> Evaluator:
+        made = train_evaluator(dataset, encoder, seed=seed, device=device, options=chosen)
+        made.about = key
+        return made
+
+    return fit.cached(
+        folder, "evaluator", key, load=lambda place: Evaluator.load(place).to(device), train=train, save=Evaluator.save,
+        what=f"{len(dataset)} real pairs ({chosen.steps} steps)", say=say,
+    )  # fmt: skip
 
 
 def load_pairs(dataset: RowDataset, size: int, *, seed: int = 0, most: int = MAX_ROWS) -> tuple[Tensor, list[str]]:
@@ -204,24 +197,9 @@ def load_pairs(dataset: RowDataset, size: int, *, seed: int = 0, most: int = MAX
 
     Rows without a caption or that cannot be read are left out. Raises DataError when too few remain.
     """
-    rows = rng.permutation(len(dataset), seed, "evaluator rows")[:most].tolist()
-    images, captions, bad = [], [], 0
-    for index in rows:
-        try:
-            row = dataset.sample(index, None)
-        except DataError:
-            bad += 1
-            continue
-        if row.caption and row.target.dim() == 3:
-            small = resize(pixels_to_float(row.target)[None], size)
-            images.append(pixels_to_uint8(small)[0])
-            captions.append(row.caption)
-    if too_many_bad(bad, len(rows)) or len(images) < 2:
-        raise DataError(
-            f"an evaluator needs pictures with captions; of {len(rows)} rows {bad} could not be read and "
-            f"{len(images)} have both. Choose data with captions, or run `condgen check-data`"
-        )
-    return torch.stack(images), captions
+    return fit.readable(
+        dataset, size, lambda row: row.caption or None, judge="evaluator", needs="captions", seed=seed, most=most
+    )
 
 
 def pooled_text(encoder: TextSource, captions: Sequence[str]) -> Tensor:
@@ -246,42 +224,20 @@ def _fit(evaluator: Evaluator, images: Tensor, pooled: Tensor, captions: list[st
     codes = {caption: code for code, caption in enumerate(dict.fromkeys(captions))}
     identity = torch.tensor([codes[caption] for caption in captions])
     draws = rng.generator(seed, "evaluator batches")
-    batch = min(options.batch_size, len(images))
     noise = options.text_noise * float(pooled.std())
-    order = torch.empty(0, dtype=torch.int64)
-    evaluator.train()
-    for _ in range(options.steps):
-        if len(order) < batch:
-            order = torch.randperm(len(images), generator=draws)
-        rows, order = order[:batch], order[batch:]
-        pixels = augment(pixels_to_float(images[rows]), draws).to(device)
+
+    def loss(rows: Tensor) -> Tensor:
+        pixels = fit.augment(pixels_to_float(images[rows]), draws).to(device)
         same = (identity[rows, None] == identity[None, rows]).to(device)
         words = pooled[rows] + noise * torch.randn(pooled[rows].shape, generator=draws)
-        loss = info_nce(
+        return info_nce(
             evaluator.image(pixels),
             evaluator.text(words.to(device)),
             scale=evaluator.log_scale.clamp(max=math.log(100.0)).exp(),
             ignore=same,
         )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
 
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture (B, C, H, W) moved, turned and scaled a little, with mild contrast and colour changes; in [-1, 1].
-
-    Never mirrored: arrows and letters have a direction.
-    """
-    size, channels = images.shape[:2]
-
-    def spread(*shape: int) -> Tensor:
-        return 2 * torch.rand(size, *shape, generator=generator) - 1
-
-    scale, angle = 1 + SCALE * spread(1), TURN * spread(1)
-    cosine, sine = scale * angle.cos(), scale * angle.sin()
-    rows = torch.cat([cosine, -sine, SHIFT * spread(1), sine, cosine, SHIFT * spread(1)], dim=1)
-    grid = F.affine_grid(rows.view(size, 2, 3), list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    return (moved * (1 + 0.1 * spread(channels, 1, 1)) + 0.1 * spread(1, 1, 1)).clamp(-1, 1)
+    fit.fit(
+        evaluator, len(images), loss, optimizer=optimizer, schedule=schedule,
+        steps=options.steps, batch_size=options.batch_size, draws=draws,
+    )  # fmt: skip

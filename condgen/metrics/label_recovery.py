@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from condgen import rng
 from condgen.data.base import RowDataset
 from condgen.errors import CheckpointError, DataError, ShapeError
-from condgen.metrics import kept
-from condgen.metrics.classifier import rate
-from condgen.metrics.evaluator import MAX_ROWS
+from condgen.metrics import fit, kept
+from condgen.metrics.fit import MAX_ROWS
 from condgen.metrics.paired import shuffled
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
@@ -232,10 +231,8 @@ def train_segmenter(
 def _fit(made: Segmenter, images: Tensor, labels: Tensor, draws: torch.Generator) -> None:
     options, device = made.options, next(made.parameters()).device
     optimizer = torch.optim.AdamW(made.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, options.steps))
-    made.train()
-    for _ in range(options.steps):
-        rows = torch.randint(len(images), (min(options.batch_size, len(images)),), generator=draws)
+
+    def loss(rows: Tensor) -> Tensor:
         turned = torch.rand(len(rows), generator=draws) < 0.5
         pixels = pixels_to_float(images[rows])
         pixels = torch.where(turned[:, None, None, None], pixels.flip(-1), pixels)
@@ -243,12 +240,13 @@ def _fit(made: Segmenter, images: Tensor, labels: Tensor, draws: torch.Generator
         contrast, light = (torch.rand(2, len(rows), 1, 1, 1, generator=draws) - 0.5) * 0.4
         truth = torch.where(turned[:, None, None], labels[rows].flip(-1), labels[rows])
         logits = made((pixels * (1 + contrast) + light).clamp(-1, 1).to(device))
-        loss = F.cross_entropy(logits, truth.to(device), ignore_index=IGNORED, reduction="sum")
-        loss = loss / (truth != IGNORED).sum().clamp_min(1).to(device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        total = F.cross_entropy(logits, truth.to(device), ignore_index=IGNORED, reduction="sum")
+        return total / (truth != IGNORED).sum().clamp_min(1).to(device)
+
+    fit.fit(
+        made, len(images), loss, optimizer=optimizer, schedule=fit.cosine(optimizer, options.steps),
+        steps=options.steps, batch_size=options.batch_size, draws=draws, replacement=True,
+    )  # fmt: skip
 
 
 def cached_segmenter(

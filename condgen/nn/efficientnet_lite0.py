@@ -16,6 +16,7 @@ from condgen.errors import ConfigError
 
 SIDE = 224
 DIM = 1280
+STAGE_ENDS = (0, 2, 4, 10, 15)  # blocks of stride 2, 4, 8, 16 and 32
 
 
 class EfficientNetLite0(nn.Module):
@@ -47,5 +48,20 @@ class EfficientNetLite0(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (SIDE, SIDE):
             images = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        # the released preprocessing is (x - 127) / 128 on 0..255
-        return self.network.extract_features((images * 127.5 + 0.5) / 128).mean((2, 3))
+        return self.network.extract_features(_scaled(images)).mean((2, 3))
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) in [-1, 1], at their own size -> the maps of 16, 24, 40, 112 and 320 channels at which
+        the sides have shrunk 2, 4, 8, 16 and 32 times."""
+        net, out = self.network, []
+        x = net._swish(net._bn0(net._conv_stem(_scaled(images))))
+        for at, block in enumerate(net._blocks[: STAGE_ENDS[-1] + 1]):
+            x = block(x)
+            if at in STAGE_ENDS:
+                out.append(x)
+        return out
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """The released preprocessing is (x - 127) / 128 on 0..255."""
+    return (images * 127.5 + 0.5) / 128

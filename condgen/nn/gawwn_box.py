@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen.nn import spatial
-from condgen.nn.gawwn_parts import Trunk, down, grid_of, head, paint, starts, up
+from condgen.nn.gawwn_parts import Trunk, down, grid_of, head, paint, projected, starts, up
 from condgen.nn.initialise import initialise
 from condgen.nn.reed import Bottleneck, leaky, relu
 
@@ -84,11 +84,20 @@ class Discriminator(nn.Module):
 
     text_map   how the global path's map of the words is placed: "crop" as released, which leaves the map constant
                except where a box reaches out of the picture, or "paste", which draws it into the box as in G
+    projection  the logit gains <V words, scene features> (Miyato, Koyama 2018, arXiv:1802.05637)
     The region path sees the mean over valid boxes of what is inside them; one box is the published case.
     """
 
     def __init__(
-        self, vector_dim: int, side: int, channels: int, width: int, condition_dim: int, *, text_map: str = "crop"
+        self,
+        vector_dim: int,
+        side: int,
+        channels: int,
+        width: int,
+        condition_dim: int,
+        *,
+        text_map: str = "crop",
+        projection: bool = False,
     ) -> None:
         super().__init__()
         self.grid, self.text_map = grid_of(side), text_map
@@ -112,12 +121,15 @@ class Discriminator(nn.Module):
             nn.Conv2d(4 * d, d, 4), nn.BatchNorm2d(d), leaky(),
         )  # fmt: skip
         self.head = head(d)
+        self.match = nn.Linear(vector_dim, 8 * d, bias=False) if projection else None
         self.apply(initialise)
 
     def forward(self, pixels: Tensor, vector: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
         features, words = self.trunk(pixels), self.words(vector)
-        both = torch.cat([self.region(features, words, boxes, valid), self.whole(features, words, boxes, valid)], dim=1)
-        return self.head(both).flatten()
+        scene = self.scene(features)
+        both = torch.cat([self.region(features, words, boxes, valid), self.whole(scene, words, boxes, valid)], dim=1)
+        logits = self.head(both).flatten()
+        return logits if self.match is None else logits + projected(self.match(vector), scene)
 
     def region(self, features: Tensor, words: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
         """(B, d): what is inside the boxes, judged with the words."""
@@ -126,7 +138,7 @@ class Discriminator(nn.Module):
         inside = spatial.mean_of_valid(spatial.crop(joint, boxes, valid), spatial.usable(boxes, valid))
         return F.leaky_relu(self.region_score(inside).mean((2, 3)), 0.2)
 
-    def whole(self, features: Tensor, words: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+    def whole(self, scene: Tensor, words: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
         """(B, d): the whole picture and where the words are."""
         ones = words.new_ones(len(words), 1, self.grid, self.grid)
         if self.text_map == "paste":
@@ -135,4 +147,4 @@ class Discriminator(nn.Module):
             placed = spatial.crop(ones, boxes, valid)
         place = spatial.mean_of_valid(placed, spatial.usable(boxes, valid))
         told = self.text_place(words[:, :, None, None] * place)
-        return self.global_joint(torch.cat([self.scene(features), told.to(features.dtype)], dim=1)).flatten(1)
+        return self.global_joint(torch.cat([scene, told.to(scene.dtype)], dim=1)).flatten(1)

@@ -43,26 +43,33 @@ def paint(scale: int, before: int, widths: Sequence[int], channels: int) -> nn.S
 class Trunk(nn.Module):
     """pixels (B, C, S, S) -> (B, 2d, grid, grid); without batch norm down to one halving above the grid."""
 
-    def __init__(self, side: int, channels: int, width: int) -> None:
+    def __init__(self, side: int, channels: int, width: int, activation: Callable[[], nn.Module] = leaky) -> None:
         super().__init__()
         halvings = (side // grid_of(side)).bit_length() - 1
         widths = [channels, *[width] * (halvings - 1), 2 * width]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths[:-1]):
-            layers += [nn.Conv2d(a, b, 4, 2, 1), leaky()]
+            layers += [nn.Conv2d(a, b, 4, 2, 1), activation()]
         if halvings == 1:  # the first convolution has no batch norm: D must see how bright a picture is
-            layers += [nn.Conv2d(channels, 2 * width, 4, 2, 1), leaky()]
+            layers += [nn.Conv2d(channels, 2 * width, 4, 2, 1), activation()]
         else:
-            layers += down(widths[-2], 2 * width, leaky)
-        self.body = nn.Sequential(*layers, nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.BatchNorm2d(2 * width), leaky())
+            layers += down(widths[-2], 2 * width, activation)
+        self.body = nn.Sequential(
+            *layers, nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.BatchNorm2d(2 * width), activation()
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.body(pixels)
 
 
-def head(width: int) -> nn.Sequential:
+def head(width: int, activation: Callable[[], nn.Module] = leaky) -> nn.Sequential:
     """[region, whole] (B, 2d) -> logits (B, 1)."""
-    return nn.Sequential(nn.Linear(2 * width, width), nn.BatchNorm1d(width), leaky(), nn.Linear(width, 1))
+    return nn.Sequential(nn.Linear(2 * width, width), nn.BatchNorm1d(width), activation(), nn.Linear(width, 1))
+
+
+def projected(words: Tensor, scene: Tensor) -> Tensor:
+    """<words (B, V), features (B, V, h, w) summed over positions> (B,)."""
+    return (words * scene.sum((2, 3))).sum(1)
 
 
 def without_batch_norm(network: nn.Module) -> None:

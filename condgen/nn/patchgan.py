@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from condgen.nn.initialise import add_spectral_norm, initialise
 from condgen.nn.unet import NormKind, normalisation
 
+PatchNorm = NormKind | Literal["none"]
 Patch = Literal[1, 16, 34, 70, 142, 286]
 LAYERS: dict[int, int] = {1: 0, 16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # side of the patch -> halvings
 
@@ -21,14 +22,14 @@ class PatchGan(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, *, patch: int = 70, width: int = 64, norm: NormKind = "batch", spectral_norm: bool = False
+        self, inputs: int, *, patch: int = 70, width: int = 64, norm: PatchNorm = "batch", spectral_norm: bool = False
     ) -> None:
         super().__init__()
         halvings = LAYERS[patch]
         kernel, pad = (4, 1) if halvings else (1, 0)
         widths = [width * min(2**i, 8) for i in range(max(halvings, 1) + 1)]
         # PixelGAN keeps its biases, as released; elsewhere batch norm takes them out again
-        bias = norm == "instance" or not halvings
+        bias = norm != "batch" or not halvings
         strides = [2] * (len(widths) - 2) + [1] if halvings else [1]
         first = nn.Conv2d(inputs, widths[0], kernel, 2 if halvings else 1, pad)
         blocks = [nn.Sequential(first, nn.LeakyReLU(0.2, inplace=True))]

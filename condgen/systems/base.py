@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from condgen.rng import Random, StepRandom
-from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
+from condgen.types import Batch, Condition, ConditionSpec, Keypoints, TargetSpec
 
 Losses = dict[str, Tensor]
 LossMethod = Callable[[Batch, StepRandom], Losses | None]
@@ -165,6 +165,15 @@ class HasFeatures(Protocol):
 
     def features(self, clips: Tensor) -> Tensor:
         """Targets (B, ...) -> features (B, F, ...) before the last layer."""
+        ...
+
+
+@runtime_checkable
+class HasCompletion(Protocol):
+    """Completes the keypoints of a condition; need not make pictures."""
+
+    def complete(self, condition: Condition, *, random: Random, threshold: float = 0.5) -> Keypoints:
+        """Given points as they are, and drawn ones whose visibility exceeds the threshold."""
         ...
 
 

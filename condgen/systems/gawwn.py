@@ -29,6 +29,7 @@ from condgen.systems.base import Losses, Phase, System
 from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
 
 FIELDS = {"box": "boxes", "keypoints": "keypoints"}
+SCORE_DECAY, REST = 0.99, 0.2  # of D's score of fakes, variant "mpii"
 
 
 class Gawwn(System):
@@ -45,11 +46,14 @@ class Gawwn(System):
     mismatch             "other": each row gets the words of another row, of another class where the batch allows;
                          "released": of any row, its own included, as the released code shuffles
     text_map             box D only: "crop" as released, "paste" as the paper's figure suggests
+    variant              keypoints only: "cub" or "mpii", the networks released for birds or for people; with the
+                         latter D rests while its mean score of fakes, averaged over steps, is at most 0.2
     render               "cell" marks the cell that holds a keypoint, "released" half a cell up and left of it
     whiten_words         words to zero mean and unit variance; unit-length sentence vectors are else nearly invisible
     loss                 "bce" as published, or "hinge", "lsgan"
     critic_norm          "batch" as published, "none" for D without batch norm: with it D starts slowly
     spectral_norm        on every layer of D (Miyato et al. 2018, arXiv:1802.05957)
+    projection           D's logit gains <V words, scene features> (Miyato, Koyama 2018, arXiv:1802.05637)
     diffaugment          of "color", "translation", "cutout"; boxes and points move with the pixels
 
     Images (B, C, S, S) with S = 2^n from 16; boxes (B, N, 4) or keypoints (B, K, 2), each of which may be missing.
@@ -74,18 +78,22 @@ class Gawwn(System):
         mismatch_weight: Annotated[float, Range(0, 1)] = 0.5,
         mismatch: Literal["other", "released"] = "other",
         text_map: Literal["crop", "paste"] = "crop",
+        variant: Literal["cub", "mpii"] = "cub",
         render: Literal["cell", "released"] = "cell",
         whiten_words: bool = False,
         loss: AdversarialLoss = "bce",
         critic_norm: Literal["batch", "none"] = "batch",
         spectral_norm: bool = False,
+        projection: bool = False,
         diffaugment: Sequence[Literal["color", "translation", "cutout"]] = (),
     ) -> None:
         super().__init__(condition=condition, target=target)
         self.layout = chosen_layout(layout, condition)
         side = _side(target)
         self.noise_dim, self.mismatch_weight, self.mismatch = noise_dim, mismatch_weight, mismatch
-        self.loss, self.diffaugment = loss, tuple(diffaugment)
+        self.loss, self.diffaugment, self.people = loss, tuple(diffaugment), variant == "mpii"
+        if self.people and self.layout == "box":
+            raise ConfigError("system.variant=mpii are networks for keypoints; this run draws boxes (system.layout)")
         where, words = FIELDS[self.layout], condition.without([FIELDS[self.layout]])
         stacks = [ConditionStack(words, dict.fromkeys(words.given, "vector")) for _ in range(2)]
         vector, channels = stacks[0].widths["vector"], target.channels
@@ -95,18 +103,32 @@ class Gawwn(System):
             self.noise_shape: tuple[int, ...] = (condition.boxes.max_boxes, noise_dim)
             generator = gawwn_box.Generator(vector, side, channels, generator_width, noise_dim)
             critic = gawwn_box.Discriminator(
-                vector, side, channels, discriminator_width, condition_dim, text_map=text_map
+                vector, side, channels, discriminator_width, condition_dim, text_map=text_map, projection=projection
             )
         else:
             assert condition.keypoints is not None
             points, self.noise_shape = condition.keypoints.num_points, (noise_dim,)
-            generator = gawwn_keypoints.Generator(vector, points, side, channels, generator_width, noise_dim)
-            critic = gawwn_keypoints.Discriminator(vector, points, side, channels, discriminator_width, condition_dim)
+            generator = gawwn_keypoints.Generator(
+                vector, points, side, channels, generator_width, noise_dim, people=self.people
+            )
+            critic = gawwn_keypoints.Discriminator(
+                vector,
+                points,
+                side,
+                channels,
+                discriminator_width,
+                condition_dim,
+                people=self.people,
+                projection=projection,
+            )
         if critic_norm == "none":
             without_batch_norm(critic)
         if spectral_norm:
             add_spectral_norm(critic)
         self.generator = Placed(stacks[0], generator, where, grid_of(side), render, whiten_words)
+        self.fake_score: Tensor
+        if self.people:
+            self.register_buffer("fake_score", torch.tensor(0.5))
         self.discriminator = Placed(stacks[1], critic, where, grid_of(side), render, whiten_words)
 
     def phases(self) -> Sequence[Phase]:
@@ -115,17 +137,20 @@ class Gawwn(System):
             Phase("generator", self.generator_loss, trains=("generator",)),
         ]
 
-    def discriminator_loss(self, batch: Batch, random: StepRandom) -> Losses:
+    def discriminator_loss(self, batch: Batch, random: StepRandom) -> Losses | None:
         """-log D(x, p, t) - w log(1 - D(x, p, t')) - (1 - w) log(1 - D(G(z, p, t), p, t)), p the place, t' words
-        of another row. Three passes, so that D's batch norm sees one kind of pair at a time, as released."""
+        of another row. Three passes, so that D's batch norm sees one kind of pair at a time, as released.
+        None while D rests, see `variant`."""
         expect_two_rows(len(batch))
         condition = batch.condition
         with torch.no_grad():
             fake = self.generator(random.randn(*self.noise_shape), condition)
-        losses = {
-            "real": real_loss(self._judge(batch.target, condition, random), self.loss),
-            "fake": fake_loss(self._judge(fake, condition, random), self.loss),
-        }
+        resting = self.people and float(self.fake_score) <= REST
+        losses = {"real": real_loss(self._judge(batch.target, condition, random), self.loss)}
+        of_fake = self._scored(self._judge(fake, condition, random))
+        if resting:
+            return None
+        losses["fake"] = fake_loss(of_fake, self.loss)
         total = losses["real"] + (1 - self.mismatch_weight) * losses["fake"]
         if self.mismatch_weight > 0:
             wrong = self.with_other_words(condition, random)
@@ -137,7 +162,14 @@ class Gawwn(System):
         """-log D(G(z, p, t), p, t)."""
         expect_two_rows(len(batch))
         fake = self.generator(random.randn(*self.noise_shape), batch.condition)
-        return {"loss": generator_loss(self._judge(fake, batch.condition, random), self.loss)}
+        return {"loss": generator_loss(self._scored(self._judge(fake, batch.condition, random)), self.loss)}
+
+    def _scored(self, logits: Tensor) -> Tensor:
+        """The logits of fakes as they are; their mean probability enters the running score of variant "mpii"."""
+        if self.people:
+            with torch.no_grad():
+                self.fake_score.lerp_(logits.float().sigmoid().mean(), 1 - SCORE_DECAY)
+        return logits
 
     def sample(self, condition: Condition, *, random: Random) -> Tensor:
         return self.generator(random.randn(*self.noise_shape), condition).float()

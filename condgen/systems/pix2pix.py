@@ -15,8 +15,18 @@ from torch import Tensor, nn
 
 from condgen.conditions.stack import ConditionStack, assign_forms
 from condgen.errors import ConfigError, ShapeError
-from condgen.losses.adversarial import AdversarialLoss, fake_loss, generator_loss, r1_penalty, real_loss
-from condgen.nn.patchgan import LAYERS, Patch, PatchGan, smallest_side
+from condgen.losses.adversarial import (
+    CriticLoss,
+    fake_loss,
+    generator_loss,
+    gradient_penalty,
+    interpolates,
+    r1_penalty,
+    real_loss,
+)
+from condgen.losses.features import feature_distance
+from condgen.nn.fixed_features import FixedFeatures, check_pictures
+from condgen.nn.patchgan import LAYERS, Patch, PatchGan, PatchNorm, smallest_side
 from condgen.nn.unet import NormKind, ResNet, Statistics, UNet
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
@@ -42,16 +52,27 @@ class Pix2Pix(System):
     noise_rate          share of the activations that a mask sets to 0
     noise_blocks        decoder blocks with noise, 1 = after the bottleneck; 1, 2, 3 as published in Lua, 2, 3, 4 in
                         PyTorch. Blocks that a smaller U-Net lacks are left out
-    loss                "bce" as published, "lsgan" or "hinge"; D's is halved, as published
+    loss                "bce" as published, "lsgan" or "hinge"; D's is halved, as published. "wgan": the critic's mean
+                        logit is the score of a picture, and its loss is not halved (arXiv:1701.07875)
+    gradient_penalty    weight of (|dD/dy| - 1)^2 between real and generated pictures of one source, with any `loss`;
+                        10 in WGAN-GP (arXiv:1704.00028), 0 = off, which "wgan" does not allow
+    critic_repeats      updates of D a step, each on a fresh batch; 5 in WGAN-GP
+    discriminator_norm  "batch", "instance" or "none"; "auto" = `norm`, or "instance" with a gradient penalty, which
+                        batch norm would make a penalty on pairs of pictures
     feature_matching    weight of the L1 distance between D's activations of fakes and of real pictures (pix2pixHD,
                         arXiv:1711.11585), the mean over its blocks; 0 = off
+    perceptual_weight   of the L1 distance between the layers of a fixed network (arXiv:1603.08155) of fake and true
+                        picture, the mean over layers; 0 = off
+    perceptual_network  "efficientnet_lite0", or torchvision's weights: "vgg19:<file>", "vgg16:<file>",
+                        "alexnet:<file>". It is read again when training goes on, and no checkpoint holds it
     spectral_norm       on every convolution of D (arXiv:1802.05957)
     r1_weight, r1_every gamma of the R1 penalty on D's mean logit and its lazy interval in steps; 0 = off
 
     Batch of one: in training batch norm then uses the statistics of that one picture, which makes it instance norm
     with a learned scale. With statistics="image" sampling does the same for every picture, so a model trained with
     batch 1 samples as it was trained, and a picture never depends on the others of its batch. A model trained with
-    large batches may do better with "running". The bottleneck has no norm, since it is 1 x 1.
+    large batches may do better with "running". The bottleneck has no norm, since it is 1 x 1. `sample` does what
+    `statistics` says in train() and in eval() alike.
 
     Pictures (B, C, H, W). sample: (B, C, H, W) in [-1, 1].
     """
@@ -75,10 +96,15 @@ class Pix2Pix(System):
         noise: Literal["dropout", "none"] = "dropout",
         noise_rate: Annotated[float, Range(0, 0.99)] = 0.5,
         noise_blocks: Sequence[int] = (1, 2, 3),
-        loss: AdversarialLoss = "bce",
+        loss: CriticLoss = "bce",
         l1_weight: Annotated[float, Range(0)] = 100.0,
         adversarial_weight: Annotated[float, Range(0)] = 1.0,
+        gradient_penalty: Annotated[float, Range(0)] = 0.0,
+        critic_repeats: Annotated[int, Range(1)] = 1,
+        discriminator_norm: PatchNorm | Literal["auto"] = "auto",
         feature_matching: Annotated[float, Range(0)] = 0.0,
+        perceptual_weight: Annotated[float, Range(0)] = 0.0,
+        perceptual_network: str = "efficientnet_lite0",
         spectral_norm: bool = False,
         r1_weight: Annotated[float, Range(0)] = 0.0,
         r1_every: Annotated[int, Range(1)] = 16,
@@ -88,52 +114,46 @@ class Pix2Pix(System):
             raise ConfigError("pix2pix needs a condition; this data set provides none (data.ignore may be too wide)")
         if target.frames:
             raise ShapeError(f"pix2pix makes pictures; the data give clips of {target.frames} frames")
-        if not l1_weight and not adversarial_weight and not feature_matching:
-            raise ConfigError("system.l1_weight, adversarial_weight and feature_matching are all 0: nothing to learn")
+        if not (l1_weight or adversarial_weight or feature_matching or perceptual_weight):
+            raise ConfigError("system.l1_weight and the other weights are all 0: nothing to learn")
         self.loss, self.l1_weight, self.adversarial_weight = loss, l1_weight, adversarial_weight
         self.feature_matching, self.r1_weight, self.r1_every = feature_matching, r1_weight, r1_every
-        self.noise_rate, self.conditional = noise_rate, conditional
+        self.gradient_penalty, self.critic_repeats = gradient_penalty, critic_repeats
+        self.noise_rate, self.perceptual_weight = noise_rate, perceptual_weight
         forms = assign_forms(condition, self.consumes)
         stack = ConditionStack(condition, forms)
-        inputs = stack.widths["map"]
-        noisy = noise == "dropout"
-        net: UNet | ResNet
-        if generator in ("unet", "encoder_decoder"):
-            depth = levels or _levels(target)
-            net = UNet(
-                inputs, target.channels, levels=depth, width=generator_width, norm=norm, statistics=statistics,
-                skips=generator == "unet", noise_blocks=_noise_blocks(noise_blocks, depth) if noisy else (),
-            )  # fmt: skip
-        else:
-            blocks = 6 if generator == "resnet_6" else 9
-            net = ResNet(
-                inputs, target.channels, blocks=blocks, width=generator_width, norm=norm, statistics=statistics,
-                noise=noisy,
-            )  # fmt: skip
-        _check_size(target, net.multiple, generator)
+        blocks = noise_blocks if noise == "dropout" else None
+        net = _generator(generator, stack, target, generator_width, levels, norm, statistics, blocks)
         self.generator = Translator(stack, net)
         self.discriminator: Judge | None = None
         if adversarial_weight or feature_matching:
-            _check_patch(target, patch)
+            judged = _discriminator_norm(discriminator_norm, norm, loss, gradient_penalty)
             own = ConditionStack(condition, forms) if conditional else None
-            seen = target.channels + (inputs if conditional else 0)
-            critic = PatchGan(seen, patch=patch, width=discriminator_width, norm=norm, spectral_norm=spectral_norm)
+            _check_patch(target, patch)
+            seen = target.channels + (own.widths["map"] if own is not None else 0)
+            critic = PatchGan(seen, patch=patch, width=discriminator_width, norm=judged, spectral_norm=spectral_norm)
             self.discriminator = Judge(own, critic)
+        self.perceptual = FixedFeatures(perceptual_network) if perceptual_weight else None
+        if self.perceptual is not None:
+            check_pictures(self.perceptual.kind, target.channels, min(target.height, target.width))
         self.r1_clock: Tensor
         self.register_buffer("r1_clock", torch.zeros((), dtype=torch.int64))
 
     def phases(self) -> Sequence[Phase]:
+        if self.perceptual is not None:
+            self.perceptual.load()  # what is missing must be said before step 0, and sampling needs none of it
         generator = Phase("generator", self.generator_loss, trains=("generator",))
         if self.discriminator is None:
             return [generator]
-        return [Phase("discriminator", self.discriminator_loss, trains=("discriminator",)), generator]
+        critic = Phase("discriminator", self.discriminator_loss, ("discriminator",), repeats=self.critic_repeats)
+        return [critic, generator]
 
     def shared(self, batch: Batch, random: StepRandom) -> Tensor:
         """The generated pictures of this step, with their graph; D's phase detaches them."""
         return self.translate(batch.condition, random, batch.target.shape[-2:])
 
     def discriminator_loss(self, batch: Batch, random: StepRandom) -> Losses:
-        """0.5 (-log D(x, y) - log(1 - D(x, G(x, z)))), each the mean over patches and rows.
+        """0.5 (-log D(x, y) - log(1 - D(x, G(x, z)))), each the mean over patches and rows, or D(x, G) - D(x, y).
 
         Two passes, not one concatenated batch: D's batch norm must see one kind of picture at a time, as released.
         """
@@ -144,7 +164,10 @@ class Pix2Pix(System):
             "real": real_loss(self.discriminator(batch.target, batch.condition), self.loss),
             "fake": fake_loss(self.discriminator(fake, batch.condition), self.loss),
         }
-        total = 0.5 * (losses["real"] + losses["fake"])
+        total = (losses["real"] + losses["fake"]) * (1.0 if self.loss == "wgan" else 0.5)
+        if self.gradient_penalty > 0:
+            losses["gradient_penalty"] = self._penalty(batch.target, fake, batch.condition, random)
+            total = total + self.gradient_penalty * losses["gradient_penalty"]
         if self.r1_weight > 0:
             if int(self.r1_clock) % self.r1_every == 0:
                 losses["r1"] = self._r1(batch.target, batch.condition)
@@ -153,7 +176,8 @@ class Pix2Pix(System):
         return {"loss": total, **losses}
 
     def generator_loss(self, batch: Batch, random: StepRandom) -> Losses:
-        """adversarial_weight (-log D(x, G)) + l1_weight |y - G| + feature_matching |D_i(x, y) - D_i(x, G)|.
+        """adversarial_weight (-log D(x, G)) + l1_weight |y - G| + feature_matching |D_i(x, y) - D_i(x, G)|
+        + perceptual_weight |F_i(y) - F_i(G)|.
 
         D is evaluated anew, after its step, as in the PyTorch release.
         """
@@ -167,15 +191,23 @@ class Pix2Pix(System):
             if self.feature_matching:
                 with torch.no_grad():
                     *real, _ = self.discriminator.features(batch.target, batch.condition)
-                gaps = [(a.float() - b.float()).abs().mean() for a, b in zip(inner, real, strict=True)]
-                losses["features"] = torch.stack(gaps).mean()
+                losses["features"] = feature_distance(inner, real)
                 total = total + self.feature_matching * losses["features"]
+        if self.perceptual is not None:
+            with torch.no_grad():
+                wanted = self.perceptual(batch.target)
+            losses["perceptual"] = feature_distance(self.perceptual(fake), wanted)
+            total = total + self.perceptual_weight * losses["perceptual"]
         return {"loss": total, **losses}
 
     def sample(self, condition: Condition, *, random: Random, height: int = 0, width: int = 0) -> Tensor:
         """`height`, `width`: the size to draw, 0 = as trained; multiples of `multiple`."""
-        spec = self.target_spec
-        return self.translate(condition, random, (height or spec.height, width or spec.width)).float()
+        spec, training = self.target_spec, self.generator.training
+        self.generator.eval()
+        try:
+            return self.translate(condition, random, (height or spec.height, width or spec.width)).float()
+        finally:
+            self.generator.train(training)
 
     @property
     def multiple(self) -> int:
@@ -198,6 +230,13 @@ class Pix2Pix(System):
 
     def _generated(self, batch: Batch, random: StepRandom) -> Tensor:
         return batch.shared if isinstance(batch.shared, Tensor) else self.shared(batch, random)
+
+    def _penalty(self, real: Tensor, fake: Tensor, condition: Condition, random: StepRandom) -> Tensor:
+        """Only the picture is mixed: its source is the same at both ends."""
+        assert self.discriminator is not None
+        with torch.autocast(real.device.type, enabled=False):
+            mixed = interpolates(real, fake, random.rand())
+            return gradient_penalty(self.discriminator(mixed, condition).flatten(1).mean(1), mixed)
 
     def _r1(self, pixels: Tensor, condition: Condition) -> Tensor:
         assert self.discriminator is not None
@@ -233,6 +272,51 @@ class Judge(nn.Module):
 
     def forward(self, pixels: Tensor, condition: Condition) -> Tensor:
         return self.features(pixels, condition)[-1]
+
+
+def _generator(
+    name: Architecture,
+    stack: ConditionStack,
+    target: TargetSpec,
+    width: int,
+    levels: int,
+    norm: NormKind,
+    statistics: Statistics,
+    noise_blocks: Sequence[int] | None,
+) -> UNet | ResNet:
+    """noise_blocks None = no noise."""
+    inputs = stack.widths["map"]
+    net: UNet | ResNet
+    if name in ("unet", "encoder_decoder"):
+        depth = levels or _levels(target)
+        net = UNet(
+            inputs, target.channels, levels=depth, width=width, norm=norm, statistics=statistics,
+            skips=name == "unet", noise_blocks=_noise_blocks(noise_blocks or (), depth),
+        )  # fmt: skip
+    else:
+        net = ResNet(
+            inputs, target.channels, blocks=6 if name == "resnet_6" else 9, width=width, norm=norm,
+            statistics=statistics, noise=noise_blocks is not None,
+        )  # fmt: skip
+    _check_size(target, net.multiple, name)
+    return net
+
+
+def _discriminator_norm(
+    asked: PatchNorm | Literal["auto"], norm: NormKind, loss: CriticLoss, penalty: float
+) -> PatchNorm:
+    if loss == "wgan" and not penalty:
+        raise ConfigError(
+            "system.loss=wgan has no bound without a gradient penalty; set system.gradient_penalty=10, as published"
+        )
+    if penalty and asked == "batch":
+        raise ConfigError(
+            "system.discriminator_norm=batch lets pictures of a batch see each other, so system.gradient_penalty would "
+            "not be the slope at one of them; choose instance or none"
+        )
+    if asked != "auto":
+        return asked
+    return "instance" if penalty else norm
 
 
 def _levels(target: TargetSpec) -> int:

@@ -126,6 +126,18 @@ def test_box_and_parts_stay_on_their_pixels(tmp_path: Path, options: dict) -> No
     assert mirrored > 5 or options.get("crop") == "box"
 
 
+def test_as_released_a_mirror_leaves_the_left_eye_where_it_was_painted(tmp_path: Path) -> None:
+    data = Cub(root=str(write(tmp_path)), size=64, annotations=ALL, swap_on_flip=False)
+    right = 0
+    for epoch in range(20):
+        row = data.sample(0, rng.generator(epoch))
+        if row.visible[6]:
+            x, y = (row.keypoints[6] * 64).long().clamp(0, 63).tolist()
+            assert row.target[1, y, x] > 128  # the green eye, on whichever side it is now
+            right += x > 32
+    assert right > 4
+
+
 def test_the_crop_is_a_square_of_one_and_a_half_boxes(tmp_path: Path) -> None:
     data = Cub(root=str(write(tmp_path)), size=60, load_size=60, annotations="boxes", crop="box", flip=False)
     box = data.sample(0, None).boxes[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from condgen import registry
+from condgen import registry, rng
 from condgen.data import _emoji
 from condgen.data import cache as cache_module
 from condgen.data._placement import INK, Place, bounce, measure, paste, resize, room
@@ -398,3 +398,20 @@ def test_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
 def test_default_cache_folder(monkeypatch):
     monkeypatch.delenv("CONDGEN_CACHE")
     assert cache_module.cache_folder() == Path.home() / ".cache" / "condgen"
+
+
+def test_as_released_a_mirror_leaves_left_and_right_as_they_were():
+    named, released = (
+        OpenMoji(size=SIZE, flip=True, jitter=0.0, swap_on_flip=swap, split="all", groups=["food-drink"])
+        for swap in (True, False)
+    )
+    seen = set()
+    for data_row in range(12):
+        for epoch in range(3):
+            a, b = (data.sample(data_row, rng.generator(epoch, data_row)) for data in (named, released))
+            assert torch.equal(a.target, b.target) and a.keypoints[2, 0] <= a.keypoints[3, 0]
+            flipped = not torch.equal(a.target, named.sample(data_row, None).target)
+            order = [0, 1, 3, 2, 4] if torch.equal(a.keypoints[[0, 1, 3, 2, 4]], b.keypoints) else [0, 1, 2, 3, 4]
+            assert torch.equal(a.keypoints[order], b.keypoints) and (order[2] == 2 or flipped)
+            seen.add(order[2])
+    assert seen == {2, 3}

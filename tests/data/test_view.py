@@ -52,3 +52,15 @@ def test_every_offset_is_drawn_equally_often() -> None:
 def test_a_region_must_lie_inside() -> None:
     with pytest.raises(DataError, match="not inside"):
         Framing(4).view(torch.zeros(3, 5, 5, dtype=torch.uint8), None, (0, 0, 6, 5))
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_mirror_exchanges_pairs_unless_as_released(swap: bool) -> None:
+    framing = Framing(4, 4, flip=True, swap_on_flip=swap)
+    xy, visible = torch.tensor([[0.25, 0.5], [0.5, 0.5]]), torch.tensor([True, False])
+    for epoch in range(20):
+        view = framing.view(torch.zeros(3, 4, 4, dtype=torch.uint8), rng.generator(epoch))
+        moved, seen = view.points(xy, visible, ((0, 1),))
+        at = 1 if view.flipped and swap else 0
+        assert seen.tolist() == [at == 0, at == 1]
+        assert moved[at].tolist() == [0.75 if view.flipped else 0.25, 0.5]

@@ -11,12 +11,12 @@ from condgen.errors import CheckpointError, ConfigError, DataError, ShapeError
 from condgen.metrics.evaluator import (
     Evaluator,
     EvaluatorOptions,
-    augment,
     cached_evaluator,
     load_pairs,
     pooled_text,
     train_evaluator,
 )
+from condgen.metrics.fit import augment
 from condgen.metrics.retrieval import candidate_rows, r_precision, retrieval_scores, strangers
 from condgen.metrics.signature import comparable, parse
 from condgen.pixels import pixels_to_float

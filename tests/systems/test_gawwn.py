@@ -75,6 +75,45 @@ def test_published_parameter_counts(field, generator, discriminator):
     assert count(system.discriminator) == discriminator
 
 
+def test_the_networks_for_people_are_the_released_ones():
+    """main_mhp.lua: no batch norm on the gated code and a residual block more in G; ELU and a dropout in D."""
+    spec = ConditionSpec(text=TextSpec(1024), keypoints=KeypointsSpec(17))
+    with torch.device("meta"):
+        system = Gawwn(condition=spec, target=TargetSpec(3, 128, 128), variant="mpii")
+    assert count(system.generator) == 27_288_451 and count(system.discriminator) == 14_668_417
+    kinds = [type(m).__name__ for m in system.discriminator.modules()]
+    assert "LeakyReLU" not in kinds and kinds.count("Dropout") == 1 and kinds.count("ELU") > 8
+    with pytest.raises(ConfigError, match="networks for keypoints"):
+        tiny(BOX, variant="mpii")
+
+
+@pytest.mark.parametrize("side", [16, 64, 128])
+def test_the_networks_for_people_train_and_sample(side):
+    system = tiny(POINTS, side, variant="mpii")
+    for phase in system.phases():
+        assert torch.isfinite(phase.loss(batch(side=side), draws())["loss"])
+    assert system.sample(condition(), random=draws()).shape == (4, 3, side, side)
+
+
+def test_the_critic_of_people_rests_while_it_knows_every_fake_and_says_so_in_its_state():
+    system = tiny(POINTS, variant="mpii", critic_norm="none")
+    bias = system.discriminator.net.head[-1].bias
+    with torch.no_grad():
+        bias.fill_(-9.0)  # D(fake) is about 0
+    assert system.discriminator_loss(batch(), draws()) is not None
+    assert float(system.state_dict()["fake_score"]) == pytest.approx(0.495, abs=1e-3)  # 0.99 x 0.5
+    with torch.no_grad():
+        system.fake_score.fill_(0.2005)
+    assert system.discriminator_loss(batch(), draws()) is not None
+    assert system.discriminator_loss(batch(), draws()) is None and float(system.fake_score) < 0.198
+    with torch.no_grad():
+        bias.fill_(9.0)
+    before = float(system.fake_score)
+    system.generator_loss(batch(), draws())  # G's passes count too, so that D wakes up again
+    assert float(system.fake_score) == pytest.approx(0.99 * before + 0.01, abs=1e-4)
+    assert "fake_score" not in tiny(POINTS).state_dict()
+
+
 @pytest.mark.parametrize("spec", [BOX, POINTS])
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_every_side_trains_and_samples(spec, side):
@@ -143,7 +182,7 @@ def test_the_released_text_map_knows_no_place_and_the_pasted_one_does():
     first, second = torch.tensor([[[0.1, 0.1, 0.4, 0.4]]]), torch.tensor([[[0.5, 0.3, 0.9, 0.8]]])
     for text_map, same in (("crop", True), ("paste", False)):
         net = tiny(ConditionSpec(text=TEXT, boxes=BoxesSpec(1)), text_map=text_map).discriminator.net.eval()
-        outs = [net.whole(features, words, boxes, valid) for boxes in (first, second)]
+        outs = [net.whole(net.scene(features), words, boxes, valid) for boxes in (first, second)]
         assert torch.allclose(*outs, atol=1e-6) == same
 
 

@@ -137,20 +137,37 @@ def test_dropout_noise_is_a_function_of_the_seed_and_not_of_mode_or_batch():
 
 @pytest.mark.parametrize("generator", ["unet", "encoder_decoder", "resnet_6"])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_at_batch_one_training_and_evaluation_make_the_same_picture(generator, norm):
-    system, asked = tiny(generator=generator, norm=norm), batch(1).condition
+def test_at_batch_one_training_and_sampling_make_the_same_picture(generator, norm):
+    system, asked = tiny(generator=generator, norm=norm).train(), batch(1).condition
     with torch.no_grad():
-        trained = system.train().sample(asked, random=RowRandom(0, [3]))
-        judged = system.eval().sample(asked, random=RowRandom(0, [3]))
-    torch.testing.assert_close(trained, judged, atol=1e-5, rtol=1e-4)
+        trained = system.translate(asked, RowRandom(0, [3]), (16, 16))
+        sampled = system.sample(asked, random=RowRandom(0, [3]))
+    torch.testing.assert_close(trained, sampled, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("statistics", ["image", "running"])
+@pytest.mark.parametrize("generator", ["unet", "resnet_6"])
+def test_train_and_eval_mode_sample_the_same_pictures(generator, statistics):
+    system, asked = tiny(generator=generator, statistics=statistics), batch().condition
+    state = {name: t.clone() for name, t in system.state_dict().items()}
+    with torch.no_grad():
+        drawn = [system.train(mode).sample(asked, random=RowRandom(0, range(4))) for mode in (True, False)]
+    assert torch.equal(*drawn)
+    assert all(torch.equal(t, state[name]) for name, t in system.state_dict().items())
+
+
+def test_sampling_leaves_the_mode_as_it_was():
+    system = tiny().train()
+    with torch.no_grad():
+        system.sample(batch().condition, random=RowRandom(0, range(4)))
+    assert all(module.training for module in system.modules())
 
 
 def test_running_statistics_are_the_other_named_choice():
-    system, asked = tiny(statistics="running"), batch(1).condition
+    asked = batch(1).condition
     with torch.no_grad():
-        trained = system.train().sample(asked, random=RowRandom(0, [3]))
-        judged = system.eval().sample(asked, random=RowRandom(0, [3]))
-    assert not torch.allclose(trained, judged, atol=1e-3)
+        image, running = (tiny(statistics=s).sample(asked, random=RowRandom(0, [3])) for s in ("image", "running"))
+    assert not torch.allclose(image, running, atol=1e-3)
 
 
 def test_without_noise_seeds_agree():
