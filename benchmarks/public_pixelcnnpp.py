@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import types
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from condgen.nn.pixelcnnpp import PixelCnnPp
 
 def load(folder: Path) -> Any:
     """utils, layers and model of a checkout as one module: `.cuda()` and one `print` are taken out, nothing else."""
-    module = types.ModuleType("public_pixelcnnpp")
-    for name in ("utils", "layers", "model"):
-        text = (folder / f"{name}.py").read_text(encoding="utf-8")
-        text = text.replace(".cuda()", "").replace("print e", "print(e)")
-        text = re.sub(r"^from (utils|layers) import \*", "", text, flags=re.M)
-        exec(compile(text, f"{name}.py", "exec"), module.__dict__)
+    text = "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in ("utils", "layers", "model"))
+    text = text.replace(".cuda()", "").replace("print e", "print(e)")
+    text = re.sub(r"^from (utils|layers) import \*", "", text, flags=re.M)
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / "public_pixelcnnpp_joined.py"
+        file.write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     return module
 
 

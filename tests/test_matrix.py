@@ -101,7 +101,7 @@ def cell(name: str, fields: tuple[str, ...], notes: list[str]) -> str:
         why = refusal(name, full)
         if why is None:
             return "with " + ", ".join(field for field in full if field not in fields)
-    short = why.split(". ")[0].split(";")[0].replace("(given) ", "")
+    short = why.split(". ")[0].split(";")[0].split(", and this data set")[0]
     if short not in notes:
         notes.append(short)
     return f"no {notes.index(short) + 1}"

@@ -5,10 +5,9 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from condgen import config as configuration
-from condgen import registry
+from condgen.commands.ladder import read_ladder
 from condgen.data.base import BatchDataset, RowDataset
 from condgen.engine.log import Log
 from condgen.engine.phases import Runner, owned
@@ -389,15 +388,12 @@ def test_clips_are_refused():
 
 @pytest.mark.parametrize("name", ["cqf", "cqf_paper"])
 def test_every_row_of_the_ladder_files_is_a_configuration_and_a_system(name):
-    file = OmegaConf.to_container(OmegaConf.load(registry.path("configs/ladder", name, ".yaml")))
-    rows = file.pop("rows")
-    assert file["task"] == "unconditional"
-    assert list(rows)[:5] == list(ROWS)
+    ladder = read_ladder(name)
+    assert list(ladder.rows)[:5] == list(ROWS)
     steps = set()
-    for row, given in rows.items():
-        words = [f"{part}.{key}={value}" for part, options in given.items() for key, value in options.items()]
-        chosen = [f"task={file['task']}", *(f"system.{key}={value}" for key, value in file["system"].items())]
-        read = configuration.load([*chosen, *words])
+    for row, words in ladder.rows.items():
+        read = configuration.load([*ladder.words, *words])
+        assert read.task == "unconditional"
         sizes = {"width": 2, "discriminator_width": 2, "flow_width": 2, "latent_dim": 2, "iaf_width": 4}
         system = Cqf(condition=ConditionSpec(), target=TargetSpec(1, 16, 16), **{**read.system, **sizes})
         expected = made(**ROWS[row.split(" ")[0]])
