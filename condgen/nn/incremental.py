@@ -141,9 +141,9 @@ class LineConv:
         for older, newer in zip(self.held, self.held[1:], strict=False):
             older.copy_(newer)
 
-    def pixel(self, column: int, colour: int = 0) -> Tensor:
-        """(B, O / colours) of one colour, from what has been written."""
-        return torch.addmm(self.bases[colour][column], self.window[colour][column], self.matrices[colour])
+    def pixel(self, column: int, colour: int = 0, out: Tensor | None = None) -> Tensor:
+        """(B, O / colours) of one colour, from what has been written; in `out`, if given."""
+        return torch.addmm(self.bases[colour][column], self.window[colour][column], self.matrices[colour], out=out)
 
 
 def rows_of(value: Tensor | None, row: int) -> Tensor | None:
