@@ -82,11 +82,62 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimOptions) ->
     # measured on CPU: fused Adam 3.6x over the default, foreach slower than either
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in chosen)
     if options.name in ("adam", "adamw"):
-        kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
-        return kind(chosen, betas=options.betas, eps=options.eps, fused=fused, **common)
+        on_cpu = fused and all(p.device.type == "cpu" for p in chosen)
+        kind: Any = FlatAdam if on_cpu else torch.optim.Adam
+        decoupled = options.name == "adamw"
+        return kind(
+            chosen, betas=options.betas, eps=options.eps, fused=fused, decoupled_weight_decay=decoupled, **common
+        )
     if options.name == "sgd":
         return torch.optim.SGD(chosen, momentum=options.momentum, fused=fused, **common)
     return torch.optim.RMSprop(chosen, alpha=options.alpha, eps=options.eps, momentum=options.momentum, **common)
+
+
+class FlatAdam(torch.optim.Adam):
+    """Fused Adam on the CPU that sees channels-last weights as the flat memory they are.
+
+    torch's own kernel copies every tensor that is not contiguous in the order of its dimensions: measured 3.5 times
+    slower for channels-last convolution weights. An update is elementwise, so the order does not matter.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        if not all(flat(p, flat_order(p)).is_contiguous() for group in self.param_groups for p in group["params"]):
+            super().step()  # some other layout: torch copies
+            return
+        for group in self.param_groups:
+            lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
+            self._init_group(group, *lists)
+            params, grads, firsts, seconds, _, steps = lists
+            if not params:
+                continue
+            torch._foreach_add_(steps, 1)
+            orders = [flat_order(p) for p in params]
+            moments = [[flat(t, o) for t, o in zip(m, orders, strict=True)] for m in (firsts, seconds)]
+            update: Any = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+            update(
+                [flat(t, o) for t, o in zip(params, orders, strict=True)],
+                # the kernel reads memory in order: a gradient that lies otherwise is laid out anew
+                [flat(t, o).contiguous() for t, o in zip(grads, orders, strict=True)],
+                *moments, [], steps, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+                weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
+            )  # fmt: skip
+
+
+def flat(tensor: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
+    """The tensor with its dimensions in this order; a view."""
+    return tensor if order is None else tensor.permute(order)
+
+
+def flat_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The permutation that makes a channels-last tensor contiguous; None for any other."""
+    if tensor.is_contiguous():
+        return None
+    for order, layout in (((0, 2, 3, 1), torch.channels_last), ((0, 2, 3, 4, 1), torch.channels_last_3d)):
+        if tensor.dim() == len(order) and tensor.is_contiguous(memory_format=layout):
+            return order
+    return None
 
 
 def state_keys(options: OptimOptions) -> frozenset[str]:

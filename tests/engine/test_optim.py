@@ -94,3 +94,27 @@ def test_impossible_options_say_what_is_allowed(given, message):
 
 def test_betas_from_yaml_become_a_tuple():
     assert OptimOptions(betas=[0.0, 0.9]).betas == (0.0, 0.9)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_flat_adam_is_adam(name, layout):
+    def weights() -> list[nn.Parameter]:
+        g = torch.Generator().manual_seed(0)
+        shapes = [(6, 5, 3, 3), (7,), (4, 3)]
+        tensors = [torch.randn(shape, generator=g) for shape in shapes]
+        return [nn.Parameter(t.to(memory_format=layout) if t.dim() == 4 else t) for t in tensors]
+
+    ours, theirs = weights(), weights()
+    mine = make_optimizer(ours, OptimOptions(name=name, lr=0.1, weight_decay=0.01))
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    peer = kind(theirs, lr=0.1, betas=(0.5, 0.999), weight_decay=0.01)
+    for step in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
+            b.grad = a.grad.clone()
+        mine.step()
+        peer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert ours[0].is_contiguous(memory_format=layout)

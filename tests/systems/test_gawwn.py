@@ -182,7 +182,7 @@ def test_the_released_text_map_knows_no_place_and_the_pasted_one_does():
     first, second = torch.tensor([[[0.1, 0.1, 0.4, 0.4]]]), torch.tensor([[[0.5, 0.3, 0.9, 0.8]]])
     for text_map, same in (("crop", True), ("paste", False)):
         net = tiny(ConditionSpec(text=TEXT, boxes=BoxesSpec(1)), text_map=text_map).discriminator.net.eval()
-        outs = [net.whole(features, words, boxes, valid) for boxes in (first, second)]
+        outs = [net.whole(net.scene(features), words, boxes, valid) for boxes in (first, second)]
         assert torch.allclose(*outs, atol=1e-6) == same
 
 
