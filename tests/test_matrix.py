@@ -52,7 +52,7 @@ def refusal(name: str, fields: tuple[str, ...]) -> str | None:
 
 def proven(name: str, fields: tuple[str, ...], folder: Path) -> None:
     """Everything that "yes" stands for."""
-    system, data = contract.build(name, fields), contract.batch(fields)
+    system, data = contract.build(name, fields), contract.batch(name, fields)
     for phase in system.phases():
         trained = [p for n, p in system.named_parameters() if n.split(".")[0] in phase.trains]
         optimizer = torch.optim.Adam(trained, 1e-3)
