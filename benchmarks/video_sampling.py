@@ -1,11 +1,11 @@
 """Cached sampling of video pixel networks against the plain loop that runs the decoder for every pixel, in one process.
 
-    python benchmarks/video_sampling.py                              # small preset, 32 x 32, both decoders, batch 1 and 8
+    python benchmarks/video_sampling.py                        # small preset, 32 x 32, batch 1 and 8
     python benchmarks/video_sampling.py --batch 32 --precision float64 --channels 3
     python benchmarks/video_sampling.py --preset paper --side 64 --rows 4 --rounds 1
 
-One frame, untrained, its context known to both: the plain loop runs no encoder and no LSTM again. It is timed over a few
-pixel steps and multiplied by the draws of a frame. The cached sampler is timed over whole rows, with folding of the
+One frame, untrained, its context known to both: the plain loop runs no encoder and no LSTM again. It is timed over a
+few pixel steps and multiplied by the draws of a frame. The cached sampler is timed over whole rows, with folding of the
 weights and allocation; --rows 0 draws the whole frame. Plain steps and cached rows alternate; the ratio is that of the
 medians. `error` is the largest difference between the parameters of both, given the same pixels.
 """
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from condgen import registry
-from condgen.systems.pixelcnn import PlainSteps
+from condgen.nn.incremental import PlainSteps
 from condgen.systems.vpn import Vpn
 from condgen.types import ConditionSpec, FramesSpec, TargetSpec
 

@@ -1,4 +1,4 @@
-"""Video pixel networks: residual blocks of multiplicative units, encoders that keep the resolution, a convolutional LSTM.
+"""Video pixel networks: blocks of multiplicative units, encoders that keep the resolution, a convolutional LSTM.
 
 Kalchbrenner, van den Oord, Simonyan, Danihelka, Vinyals, Graves, Kavukcuoglu 2017, "Video Pixel Networks", ICML,
 arXiv:1610.00527. No code was released; where the paper is silent, `docs/parity-vpn.md` says what was chosen.
@@ -59,9 +59,7 @@ def units(width: int, make: Make, kind: Kind, vector: int, maps: int) -> nn.Modu
 class Block(nn.Module):
     """x + 1x1(unit(unit(1x1(x)))): 2c -> c -> c -> c -> 2c. With `outputs` it ends in them, without the residual."""
 
-    def __init__(
-        self, width: int, make: Make, kind: Kind, *, vector: int = 0, maps: int = 0, outputs: int = 0
-    ) -> None:
+    def __init__(self, width: int, make: Make, kind: Kind, *, vector: int = 0, maps: int = 0, outputs: int = 0) -> None:
         super().__init__()
         self.narrow = make(2 * width, width, 1)
         self.units = units(width, make, kind, vector, maps)
@@ -69,7 +67,7 @@ class Block(nn.Module):
         self.residual = not outputs
         if outputs:
             with torch.no_grad():
-                self.widen.weight.mul_(QUIET)  # type: ignore[operator, union-attr]
+                self.widen.weight.mul_(QUIET)  # type: ignore[operator]
 
     def forward(self, x: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
         h = self.narrow(x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from condgen.nn.causal import CausalConv2d, ConditionBias, Kind, RowsConv2d, down, run
 from condgen.nn.incremental import LineConv, RowConv, rows_of
-from condgen.nn.vpn import GATES, Block, Make, Unit, activate, convolution, units
+from condgen.nn.vpn import GATES, Block, Make, Unit, activate, convolution
 from condgen.nn.vpn import Kind as UnitKind
 
 
@@ -42,7 +42,7 @@ def rows(inputs: int, outputs: int, kernel: int) -> nn.Module:
 
 
 class MaskedDecoder(nn.Module):
-    """Frame (B, C, H, W) in [-1, 1] and context (B, maps, H, W) -> parameters (B, P, H, W), with the blind spot of 2016.
+    """Frame (B, C, H, W) in [-1, 1] and context (B, maps, H, W) -> parameters (B, P, H, W), with a blind spot.
 
     width     c; the residual stream is 2c wide
     colours   C: a colour sees those before it in its own pixel
@@ -84,9 +84,7 @@ class MaskedDecoder(nn.Module):
 class TwoStackBlock(nn.Module):
     """A block over complete rows, v, and one along the row, h; each unit of h also sees that of v one row above."""
 
-    def __init__(
-        self, width: int, kind: UnitKind, *, colours: int, vector: int, maps: int, outputs: int = 0
-    ) -> None:
+    def __init__(self, width: int, kind: UnitKind, *, colours: int, vector: int, maps: int, outputs: int = 0) -> None:
         super().__init__()
         self.above = Block(width, rows, kind, vector=vector, maps=maps)
         self.left = Block(width, beside(colours), kind, vector=vector, maps=maps, outputs=outputs)
@@ -295,7 +293,7 @@ def told_row(told: ConditionBias, row: int, vector: Tensor | None, maps: Tensor)
     return rows_of(told(vector, maps[:, :, row : row + 1]), 0)
 
 
-def row_conv(conv: nn.Module, batch: int, width: int) -> RowConv:
+def row_conv(conv: Tensor | nn.Module, batch: int, width: int) -> RowConv:
     assert isinstance(conv, RowsConv2d)
     return RowConv(conv.weight, conv.bias, rows=batch, width=width, left=conv.beside, right=conv.beside)
 

@@ -1,18 +1,16 @@
-"""A video pixel network as a whole: what is told, the frames' codes, their state over time, the decoder of each frame."""
+"""A video pixel network as a whole: the codes of frames, their state over time, the decoder of each frame."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from condgen.conditions.stack import ConditionStack, assign_forms
 from condgen.nn.causal import run
 from condgen.nn.vpn import ConvLstm, Encoder, IndependentDecoder, Kind, State
 from condgen.nn.vpn_decoder import MaskedDecoder, TwoStackDecoder
-from condgen.types import Condition, ConditionSpec, TargetSpec
 
 DecoderKind = Literal["masked", "two-stack", "independent"]
 
@@ -32,13 +30,17 @@ class Told:
 
 
 class VpnNetwork(nn.Module):
-    """Clip (B, T, C, H, W) in [-1, 1] -> parameters (B, T, P, H, W), all frames at once; see `condgen.systems.vpn`."""
+    """Clip (B, T, C, H, W) in [-1, 1] -> parameters (B, T, P, H, W), all frames at once; see `condgen.systems.vpn`.
+
+    shape     (C, H, W) of a frame; actions, vector: widths, 0 = none
+    """
 
     def __init__(
         self,
-        condition: ConditionSpec,
-        target: TargetSpec,
+        shape: tuple[int, int, int],
         *,
+        actions: int,
+        vector: int,
         decoder: DecoderKind,
         outputs: int,
         kind: Kind,
@@ -47,18 +49,14 @@ class VpnNetwork(nn.Module):
         decoder_blocks: int,
         dilated: bool,
         hidden: int,
-        future_actions: bool,
         save_memory: bool,
     ) -> None:
         super().__init__()
-        self.independent, self.future_actions, self.save_memory = decoder == "independent", future_actions, save_memory
-        self.frame, self.length = target.shape[-3:], target.frames
-        self.actions = condition.frames.actions if condition.frames is not None else 0
-        self.stack = ConditionStack(condition, assign_forms(condition, ("temporal", "vector")))
-        vector = self.stack.widths["vector"]
+        self.independent, self.save_memory = decoder == "independent", save_memory
+        self.frame, self.actions = shape, actions
         self.encoder = Encoder(
-            target.channels + self.actions, width=width, blocks=encoder_blocks, kind=kind, dilated=dilated,
-            vector=vector, save_memory=save_memory,
+            shape[0] + actions, width=width, blocks=encoder_blocks, kind=kind, dilated=dilated, vector=vector,
+            save_memory=save_memory,
         )  # fmt: skip
         self.lstm = ConvLstm(2 * width, hidden)
         self.decoder: IndependentDecoder | MaskedDecoder | TwoStackDecoder
@@ -70,40 +68,15 @@ class VpnNetwork(nn.Module):
         else:
             chosen = MaskedDecoder if decoder == "masked" else TwoStackDecoder
             self.decoder = chosen(
-                target.channels, outputs, width=width, blocks=decoder_blocks, kind=kind, vector=vector, maps=hidden,
+                shape[0], outputs, width=width, blocks=decoder_blocks, kind=kind, vector=vector, maps=hidden,
                 save_memory=save_memory,
             )  # fmt: skip
 
-    def forward(self, clip: Tensor, condition: Condition) -> Tensor:
-        told = self.told(condition, len(clip), clip.dtype)
+    def forward(self, clip: Tensor, told: Told) -> Tensor:
         count = clip.shape[1]
         contexts = torch.stack(self._contexts(clip, told), 1)
         vector = None if told.vector is None else told.vector.repeat_interleave(count, 0)
         return self.decoder(clip.flatten(0, 1), vector, [contexts.flatten(0, 1)]).unflatten(0, (-1, count))
-
-    def told(self, condition: Condition, rows: int, kind: torch.dtype) -> Told:
-        """`rows` is B where the condition is empty."""
-        frames = condition.frames
-        device = next(self.parameters()).device
-        actions = torch.zeros(rows, 0, self.actions, dtype=kind, device=device)
-        if self.future_actions and frames is not None:
-            assert frames.actions is not None
-            past = frames.pixels.shape[1] - self.length
-            present = condition.is_present("frames")[:, None, None]
-            actions = torch.where(present, frames.actions[:, past:], 0).to(kind)
-            frames = replace(
-                frames, pixels=frames.pixels[:, :past], mask=frames.mask[:, :past], actions=frames.actions[:, :past]
-            )
-            condition = replace(condition, frames=frames)
-        forms = self.stack(condition)
-        vector = None if forms.vector is None else forms.vector.to(kind)
-        if forms.temporal is None:
-            none = torch.zeros(rows, 0, self.frame[0] + self.actions, *self.frame[1:], dtype=kind, device=device)
-            return Told(vector, none, torch.ones(rows, 0, dtype=torch.bool, device=device), actions)
-        assert forms.temporal_mask is not None
-        # a row without any frame takes every step on its null, which may be learned
-        given = forms.temporal_mask | ~forms.temporal_mask.any(1, keepdim=True)
-        return Told(vector, forms.temporal.to(kind), given, actions)
 
     # over time: a state after frame n is the context of frame n + 1
 

@@ -9,22 +9,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from condgen.conditions.stack import ConditionStack, assign_forms
 from condgen.errors import ConfigError, ShapeError
 from condgen.losses.likelihood import bernoulli_log_prob, grey_entropy
 from condgen.losses.logistic_mixture import quantise
-from condgen.nn.incremental import Steps
+from condgen.nn.incremental import PlainSteps, Steps, softmax_sample
 from condgen.nn.vpn import Kind
-from condgen.nn.vpn_network import DecoderKind, VpnNetwork
+from condgen.nn.vpn_network import DecoderKind, Told, VpnNetwork
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, System
-from condgen.systems.pixelcnn import PlainSteps, softmax_sample
 from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
 
 
@@ -78,7 +79,7 @@ class Vpn(System):
             raise ConfigError("system.output=sigmoid is for grey levels; for values=2 use output=softmax: the same law")
         _check_specs(condition, target, future_actions)
         self.grey, self.values, self.draws = output == "sigmoid", values, target.channels
-        self.network = VpnNetwork(
+        self.network = Conditioned(
             condition, target, decoder=decoder, outputs=target.channels * (1 if self.grey else values), kind=unit,
             width=width, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks, dilated=dilated, hidden=hidden,
             future_actions=future_actions, save_memory=checkpoint_activations,
@@ -100,7 +101,7 @@ class Vpn(System):
         """Nats per colour of a pixel, true frames and pixels before it given; `nats_per_frame` is their sum over a
         frame. With a softmax also in bits; with a sigmoid `above_floor`: nats a frame above the clip's own entropy."""
         clip = self._on_grid(batch.target)
-        nats = self._nats(self.network(clip, batch.condition), clip).mean()
+        nats = self._nats(self._law(clip, batch.condition), clip).mean()
         losses = {"loss": nats / clip[0, 0].numel(), "nats_per_frame": nats.detach()}
         if self.grey:
             return {**losses, "above_floor": nats.detach() - grey_entropy(clip).sum((2, 3, 4)).mean()}
@@ -120,13 +121,13 @@ class Vpn(System):
         return -self.frame_nats(target, condition).sum(1)
 
     def frame_nats(self, target: Tensor, condition: Condition) -> Tensor:
-        """float64 (B, T) in nats: what each frame costs when all before it are known (teacher forced), summed over its pixels.
+        """float64 (B, T) in nats: what each frame costs when all before it is known (teacher forced), summed over it.
 
         With output=sigmoid the cross-entropy of grey levels; its least value is `frame_floor`.
         """
         clip = self._on_grid(target)
         # in float64: a sum over thousands of pixels, beside a bound that it may come close to
-        return self._nats(self.network(clip, condition).double(), clip.double())
+        return self._nats(self._law(clip, condition).double(), clip.double())
 
     def frame_floor(self, target: Tensor) -> Tensor | None:
         """float64 (B, T): the entropy of the grey levels themselves, which no model is below; None for a likelihood."""
@@ -170,8 +171,12 @@ class Vpn(System):
                 made.append(self._frame(network, uniform, network.context(told, state), told.vector, heat, cached))
         return quantise(torch.stack(made, 1).float(), self.values)
 
+    def _law(self, clip: Tensor, condition: Condition) -> Tensor:
+        parameters: Tensor = self.network(clip, self.network.told(condition, len(clip), clip.dtype))
+        return parameters
+
     def _frame(
-        self, network: VpnNetwork, uniform: Tensor, context: Tensor, vector: Tensor | None, heat: float, cached: bool
+        self, network: Conditioned, uniform: Tensor, context: Tensor, vector: Tensor | None, heat: float, cached: bool
     ) -> Tensor:
         """One frame (B, C, H, W) from uniforms (B, H, W, C)."""
         batch, height, width, _ = uniform.shape
@@ -185,7 +190,7 @@ class Vpn(System):
         if cached:
             steps = network.decoder.steps(batch, (height, width), vector, [context])  # type: ignore[operator]
         else:
-            steps = PlainSteps(cast(Any, network.decoder), frame, self.draws, vector, [context])
+            steps = PlainSteps(network.decoder, frame, self.draws, vector, [context])
         for row in range(height):
             steps.start_row(row)
             noise = uniform[:, row].permute(1, 2, 0)[..., None].contiguous()  # (W, C, B, 1)
@@ -230,6 +235,41 @@ class Vpn(System):
         return quantise(pixels) if self.values == 256 else torch.where(pixels >= 0, 1.0, -1.0).to(pixels.dtype)
 
 
+class Conditioned(VpnNetwork):
+    """A network with its own encoding of the condition."""
+
+    def __init__(self, condition: ConditionSpec, target: TargetSpec, *, future_actions: bool, **sizes: Any) -> None:
+        stack = ConditionStack(condition, assign_forms(condition, Vpn.consumes))
+        actions = condition.frames.actions if condition.frames is not None else 0
+        shape = (target.channels, target.height, target.width)
+        super().__init__(shape, actions=actions, vector=stack.widths["vector"], **sizes)
+        self.stack, self.length, self.future_actions = stack, target.frames, future_actions
+
+    def told(self, condition: Condition, rows: int, kind: torch.dtype) -> Told:
+        """`rows` is B where the condition is empty."""
+        frames = condition.frames
+        device = next(self.parameters()).device
+        actions = torch.zeros(rows, 0, self.actions, dtype=kind, device=device)
+        if self.future_actions and frames is not None:
+            assert frames.actions is not None
+            past = frames.pixels.shape[1] - self.length
+            present = condition.is_present("frames")[:, None, None]
+            actions = torch.where(present, frames.actions[:, past:], 0).to(kind)
+            frames = replace(
+                frames, pixels=frames.pixels[:, :past], mask=frames.mask[:, :past], actions=frames.actions[:, :past]
+            )
+            condition = replace(condition, frames=frames)
+        forms = self.stack(condition)
+        vector = None if forms.vector is None else forms.vector.to(kind)
+        if forms.temporal is None:
+            none = torch.zeros(rows, 0, self.frame[0] + self.actions, *self.frame[1:], dtype=kind, device=device)
+            return Told(vector, none, torch.ones(rows, 0, dtype=torch.bool, device=device), actions)
+        assert forms.temporal_mask is not None
+        # a row without any frame takes every step on its null, which may be learned
+        given = forms.temporal_mask | ~forms.temporal_mask.any(1, keepdim=True)
+        return Told(vector, forms.temporal.to(kind), given, actions)
+
+
 def _check_specs(condition: ConditionSpec, target: TargetSpec, future_actions: bool) -> None:
     past, frame = condition.frames, target.shape[-3:]
     if not target.frames:
@@ -243,6 +283,6 @@ def _check_specs(condition: ConditionSpec, target: TargetSpec, future_actions: b
         )
     if future_actions and (past is None or not past.actions or past.frames <= target.frames):
         raise ConfigError(
-            f"system.future_actions=true needs actions of more than {target.frames} frames (the past and the target's); "
+            f"system.future_actions=true needs actions of the past and of the {target.frames} target frames; "
             f"the data give {'none' if past is None or not past.actions else past.frames}"
         )

@@ -217,7 +217,7 @@ def test_temperature_makes_likelier_clips_and_zero_takes_the_likeliest_value():
     one, two = (system.sample(past, random=RowRandom(s, range(16)), temperature=0) for s in (0, 1))
     assert torch.equal(one, two)
     with torch.no_grad():
-        logits = system.network(one, past).unflatten(2, (256, 1))
+        logits = system._law(one, past).unflatten(2, (256, 1))
     assert torch.equal(pixels_to_float(logits.argmax(2).to(torch.uint8)), one)
     for wrong in ({"temperature": -1.0}, {"frames": -1}):
         with pytest.raises(ShapeError, match="negative"):

@@ -10,7 +10,7 @@ from condgen.nn import vpn_decoder
 from condgen.nn.causal import ConditionBias
 from condgen.nn.vpn import Block, ConvLstm, Encoder, Unit, convolution, multiply
 from condgen.nn.vpn_decoder import MaskedDecoder, TwoStackDecoder
-from condgen.nn.vpn_network import VpnNetwork
+from condgen.systems.vpn import Conditioned
 from condgen.types import Condition, ConditionSpec, Frames, FramesSpec, TargetSpec
 
 DECODERS = ("masked", "two-stack", "independent")
@@ -21,7 +21,7 @@ SIDE, LENGTH = 3, 2
 def make(decoder, channels=3, kind="multiplicative", past=1, blocks=2, **options):
     torch.manual_seed(0)
     frames = FramesSpec(past, channels, SIDE, SIDE) if past else None
-    network = VpnNetwork(
+    network = Conditioned(
         ConditionSpec(frames=frames), TargetSpec(channels, SIDE, SIDE, LENGTH), decoder=decoder, outputs=2 * channels,
         kind=kind, width=12, encoder_blocks=2, decoder_blocks=blocks, dilated=True, hidden=3, future_actions=False,
         save_memory=False, **options,
@@ -41,7 +41,8 @@ def influence(network, channels, tries=3):
         probe = torch.randn(2, 1, 1, 1, generator=random).double()
 
         def draws(past, clip, probe=probe):
-            out = network(clip, Condition(frames=Frames(past, torch.ones(1, 1, dtype=torch.bool))))[0]
+            told = Condition(frames=Frames(past, torch.ones(1, 1, dtype=torch.bool)))
+            out = network(clip, network.told(told, 1, clip.dtype))[0]
             return (out.unflatten(1, (2, channels)) * probe).sum(1).permute(0, 2, 3, 1).flatten()
 
         slopes = torch.autograd.functional.jacobian(draws, (past, clip))
@@ -58,7 +59,7 @@ def earlier(channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_nothing_depends_on_what_is_drawn_later_and_all_of_the_past_is_seen_everywhere(decoder, channels, kind):
-    """In time, row, column and colour. The two-stack decoder sees every earlier pixel, the baseline none of its frame."""
+    """In time, row, column and colour. Two stacks see every earlier pixel, the baseline none of its frame."""
     past, own = influence(make(decoder, channels, kind), channels)
     before, frame = earlier(channels)
     others = frame[None] < frame[:, None]
