@@ -19,7 +19,7 @@ from condgen.conditions.stack import ConditionStack, assign_forms
 from condgen.errors import ConfigError, ShapeError
 from condgen.losses.logistic_mixture import mixture_log_prob, mixture_noise, mixture_sample, parameter_count, quantise
 from condgen.nn.gated_pixelcnn import GatedPixelCnn
-from condgen.nn.incremental import Steps
+from condgen.nn.incremental import PlainSteps, Steps, softmax_sample
 from condgen.nn.pixelcnn import PixelCnn2016
 from condgen.nn.pixelcnnpp import PixelCnnPp
 from condgen.nn.pixelrnn import PixelRnn
@@ -237,32 +237,6 @@ class Conditioned(nn.Module):
     def forward(self, pixels: Tensor, condition: Condition, sizes: Sequence[tuple[int, int]]) -> Tensor:
         vector, maps = self.told(condition, sizes, pixels.dtype)
         return self.net(pixels, vector, maps)
-
-
-class PlainSteps:
-    """Any network in the protocol `Steps` by running all of it for every draw: what cached sampling is measured by."""
-
-    def __init__(self, net: Net, canvas: Tensor, colours: int, vector: Tensor | None, maps: Sequence[Tensor]) -> None:
-        self.net, self.canvas, self.colours, self.vector, self.maps = net, canvas, colours, vector, maps
-        self.row = 0
-
-    def start_row(self, row: int) -> None:
-        self.row = row
-
-    def parameters(self, column: int, colour: int) -> Tensor:
-        return self.net(self.canvas, self.vector, self.maps)[:, colour :: self.colours, self.row, column]
-
-    def put(self, column: int, colour: int, value: Tensor) -> None:
-        first = 0 if value.shape[1] > 1 else colour
-        self.canvas[:, first : first + value.shape[1], self.row, column] = value
-
-
-def softmax_sample(logits: Tensor, uniform: Tensor) -> Tensor:
-    """logits (B, L) and uniforms (B, 1) in [0, 1) -> one of L values in [-1, 1], (B, 1), by the inverse of the sums."""
-    top = logits.shape[1] - 1
-    sums = torch.softmax(logits, 1).cumsum(1)
-    index = (sums <= uniform * sums[:, -1:]).sum(1, keepdim=True).clamp(max=top)
-    return index.to(logits.dtype).mul_(2 / top).sub_(1)
 
 
 def _check_size(target: TargetSpec, multiple: int) -> None:

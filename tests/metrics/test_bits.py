@@ -154,7 +154,13 @@ def test_the_signature_holds_what_must_agree():
     target, model = pictures(4), Bounded()
     fields = parse(bits_per_dim(model, target, importance=3, about={"data": "d", "split": "test"}).signature).fields
     assert fields["likelihood"] == "lower bound (ELBO)" and fields["dequantisation"] == "interval"
-    assert (fields["draws"], fields["n"], fields["data"], fields["split"], fields["dims"]) == ("3", "4", "d", "test", "48")
+    assert (fields["draws"], fields["n"], fields["data"], fields["split"], fields["dims"]) == (
+        "3",
+        "4",
+        "d",
+        "test",
+        "48",
+    )
     a, b = (bits_per_dim(model, target, importance=k).signature for k in (1, 2))
     assert comparable(a, b) == ["draws"]
 

@@ -11,11 +11,12 @@ import torch
 from benchmarks import public_pixelcnnpp
 from condgen.errors import ConfigError, ShapeError
 from condgen.losses.logistic_mixture import logistic_log_mass, mixture_log_prob
+from condgen.nn.incremental import PlainSteps, softmax_sample
 from condgen.nn.pixelcnnpp import PixelCnnPp
 from condgen.pixels import pixels_to_float, pixels_to_uint8
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.base import HasLikelihood
-from condgen.systems.pixelcnn import PixelCnn, PlainSteps, softmax_sample
+from condgen.systems.pixelcnn import PixelCnn
 from condgen.types import Batch, Condition, ConditionSpec, Image, ImageSpec, LabelSpec, TargetSpec
 
 ARCHITECTURES = ("pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm")
