@@ -78,6 +78,6 @@ def manifold_scores(
         k = K_PRECISION if name in NAMES[:2] else K_DENSITY
         out.append(Score(
             f"{name}{suffix}", getattr(value, name), floor=getattr(worst, name), ceiling=getattr(best, name),
-            signature=signature(f"{name}{suffix}", **fields, k=k, n=count, ref=count, seed=seed),
+            signature=signature(f"{name}{suffix}", **fields, neighbours=k, n=count, ref=count, seed=seed),
         ))  # fmt: skip
     return out
