@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from condgen.data.base import BatchDataset, batches
 from condgen.data.clips import Clips
 from condgen.data.decode import resize
-from condgen.engine.clips import write_clip
+from condgen.show.clips import write_clip
 
 
 def make_clips(folder: Path, count: int, frames: int, size: int) -> None:

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 from condgen import registry
 from condgen.data.base import BatchDataset, RowDataset
 from condgen.engine.optim import OptimOptions
-from condgen.engine.sample import sample_rows
 from condgen.engine.world import World
+from condgen.inference.sample import sample_rows
 from condgen.systems.pix2pix import Pix2Pix
 from condgen.types import Condition, ConditionSpec, Image, ImageSpec, Sample, TargetSpec
 

@@ -16,9 +16,9 @@ import time
 import torch
 
 from condgen import registry
-from condgen.engine import prompt
-from condgen.engine.export import keep_generating
-from condgen.engine.sample import device_of_module, sample_rows
+from condgen.inference import prompt
+from condgen.inference.export import keep_generating
+from condgen.inference.sample import device_of_module, sample_rows
 from condgen.pipeline import choose_device, load
 from condgen.systems.base import System
 from condgen.types import Condition, ConditionSpec, TargetSpec, TextSpec

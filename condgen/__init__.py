@@ -12,8 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from condgen.engine.hub import push_to_hub
     from condgen.errors import CondgenError, ConfigError, DataError
+    from condgen.inference.hub import push_to_hub
     from condgen.pipeline import Pipeline, Samples, load
     from condgen.systems.base import Phase, System
     from condgen.types import Batch, Condition, ConditionSpec, Sample, TargetSpec
@@ -27,7 +27,7 @@ __all__ = [
 
 _HOMES = {
     "load": "condgen.pipeline", "Pipeline": "condgen.pipeline", "Samples": "condgen.pipeline",
-    "push_to_hub": "condgen.engine.hub",
+    "push_to_hub": "condgen.inference.hub",
     "System": "condgen.systems.base", "Phase": "condgen.systems.base",
     "Batch": "condgen.types", "Condition": "condgen.types", "ConditionSpec": "condgen.types",
     "Sample": "condgen.types", "TargetSpec": "condgen.types",

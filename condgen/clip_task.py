@@ -10,16 +10,16 @@ from torch import Tensor
 
 from condgen.conditions.image import resize
 from condgen.data.base import RowDataset
-from condgen.engine.clips import grid_clip
-from condgen.engine.drawing import draw_clip_strip
-from condgen.engine.sample import sample_over, sample_rows, sample_streams
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.inference.sample import sample_over, sample_rows, sample_streams
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.metrics.video import clip_extractor, curve_scores, fvd_scores, mask_scores, motion_scores, moving_pixels
 from condgen.options import Range
 from condgen.pixels import pixels_to_float
+from condgen.show.clips import grid_clip
+from condgen.show.drawing import draw_clip_strip
 from condgen.systems.base import HasStreams, System
 from condgen.task import Task, batch_of, sensitivity_hook
 from condgen.types import Condition

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from condgen import registry
-from condgen.engine import prompt
-from condgen.engine.completed import Completed
-from condgen.engine.export import CONFIG, ExportInfo, is_export, make_system, read_config, read_export
-from condgen.engine.result import Samples
-from condgen.engine.sample import PRECISIONS, checked, sample_rows, sampling
 from condgen.errors import CheckpointError, ConfigError
+from condgen.inference import prompt
+from condgen.inference.completed import Completed
+from condgen.inference.export import CONFIG, ExportInfo, is_export, make_system, read_config, read_export
+from condgen.inference.result import Samples
+from condgen.inference.sample import PRECISIONS, checked, sample_rows, sampling
 from condgen.rng import RowRandom
 from condgen.systems.base import HasCompletion, HasLatent, System
 from condgen.types import Condition, ConditionSpec, Text, TextSpec
@@ -65,7 +65,7 @@ def load(
     folder = Path(path).expanduser()
     # runs/typo is a local path: it must not go to the network
     if not folder.exists() and not folder.parent.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path)):
-        from condgen.engine.hub import fetch_export
+        from condgen.inference.hub import fetch_export
 
         folder = fetch_export(str(path), revision)
     found = find_weights(folder)
@@ -201,7 +201,7 @@ class Pipeline:
     ) -> Samples:
         """Samples of every prompt: `num` each, ordered prompt by prompt.
 
-        Fields take one value or a list (see `condgen.engine.prompt`); labels also by name. `condition` gives
+        Fields take one value or a list (see `condgen.inference.prompt`); labels also by name. `condition` gives
         rows as a record instead. A field that the system was not trained with is an error, and so is a missing
         one unless it was trained with fields left out.
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from condgen import rng
 from condgen.data.base import RowDataset, collate
 from condgen.data.cache import cache_folder
-from condgen.engine.drawing import draw_grid
-from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.inference.sample import sample_over, sample_rows
 from condgen.metrics.classifier import (
     Classifier,
     ClassifierOptions,
@@ -32,6 +31,7 @@ from condgen.metrics.quality import Labels, quality_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
+from condgen.show.drawing import draw_grid
 from condgen.systems.base import System
 from condgen.task import Task, judged, rows_of, sensitivity_hook
 from condgen.types import Sample

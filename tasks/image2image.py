@@ -11,17 +11,17 @@ import torch
 from condgen.conditions.image import resize
 from condgen.data.base import RowDataset
 from condgen.data.cache import cache_folder
-from condgen.engine.drawing import draw_grid
-from condgen.engine.pictures import by_class
-from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.inference.sample import sample_over, sample_rows
 from condgen.metrics.label_recovery import cached_segmenter, find_labels, label_scores
 from condgen.metrics.paired import paired_scores
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.pixels import pixels_to_float
+from condgen.show.drawing import draw_grid
+from condgen.show.pictures import by_class
 from condgen.systems.base import System
 from condgen.task import Task, judged, rows_of, sensitivity_hook
 from condgen.types import Condition

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from condgen.data.base import RowDataset
 from condgen.data.cache import cache_folder
-from condgen.engine.drawing import draw_grid
-from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.inference.sample import sample_over, sample_rows
 from condgen.metrics.layout import inside_score, layout_scores, moves, moves_score, plain
 from condgen.metrics.pose import Finder, cached_finder
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
+from condgen.show.drawing import draw_grid
 from condgen.systems.base import System
 from condgen.task import Task, evaluator_of, judged, rows_of, sensitivity_hook, splits
 from condgen.types import Boxes, Condition

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from condgen.data.base import RowDataset
-from condgen.engine.drawing import draw_grid
-from condgen.engine.sample import sample_over, sample_rows
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.inference.sample import sample_over, sample_rows
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
+from condgen.show.drawing import draw_grid
 from condgen.systems.base import System
 from condgen.task import Task, evaluator_of, judged, rows_of, sensitivity_hook, splits
 from condgen.types import Condition

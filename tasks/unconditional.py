@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 
 from condgen.data.base import RowDataset
-from condgen.engine.drawing import draw_grid
-from condgen.engine.sample import sample_over, sample_rows, sampling
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
+from condgen.inference.sample import sample_over, sample_rows, sampling
 from condgen.metrics.likelihood import Binarise, bits_per_dim, has_bits
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
+from condgen.show.drawing import draw_grid
 from condgen.systems.base import HasLatent, HasLikelihood, System
 from condgen.task import Task, judged, rows_of, sensitivity_hook
 

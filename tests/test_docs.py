@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS_UP = [
-    "types", "records", "specs", "pixels", "errors", "registry", "rng", "options", "task", "clip_task", "build",
+    "types", "records", "specs", "pixels", "errors", "registry", "rng", "options", "disk", "task", "clip_task", "build",
     "pipeline", "cli",
 ]  # fmt: skip
 SECTIONS = {
@@ -19,7 +19,9 @@ SECTIONS = {
     "condgen/losses": "losses: pure functions of tensors",
     "condgen/conditions": "conditions: one file per condition kind",
     "condgen/systems": "systems: one file per generator family",
-    "condgen/engine": "engine: training, checkpoints, run folder, sampling, export",
+    "condgen/show": "show: pictures, grids, clips and charts for people",
+    "condgen/engine": "engine: training, checkpoints, run folder",
+    "condgen/inference": "inference: a trained system at work: sampling, translating, exports",
     "condgen/metrics": "metrics: tensors in, numbers and signatures out",
     "condgen/config": "config: yaml and key=value words -> one checked Config",
     "condgen/commands": "commands: one file per sub-command",

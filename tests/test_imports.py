@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "condgen"
 
 # lower layers first; a module may import its own layer (with the exceptions below) and those before it
-BASE = "types records specs pixels errors registry rng options"
-LAYERS = [BASE.split(), ["data"], ["nn", "losses"], ["conditions"], ["systems"], ["engine"], ["metrics"],
-          ["task", "clip_task"], ["config", "build"], ["tasks"],
+BASE = "types records specs pixels errors registry rng options disk"
+LAYERS = [BASE.split(), ["data"], ["nn", "losses"], ["conditions"], ["systems"], ["show"], ["engine"], ["inference"],
+          ["metrics"], ["task", "clip_task"], ["config", "build"], ["tasks"],
           ["pipeline", "cli", "commands", "__main__"]]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

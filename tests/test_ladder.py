@@ -10,8 +10,8 @@ from PIL import Image
 from condgen import cli
 from condgen.commands import ladder as ladders
 from condgen.commands import train
-from condgen.engine.scatter import Point, scatter
 from condgen.errors import ConfigError, DataError
+from condgen.show.scatter import Point, scatter
 
 ROWS = """\
 words: >-

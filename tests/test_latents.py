@@ -7,9 +7,9 @@ from PIL import Image
 import condgen
 from condgen import registry
 from condgen.commands import latents, sample
-from condgen.engine.export import ExportInfo, write_export
-from condgen.engine.sample import sample_rows
 from condgen.errors import ConfigError, DataError
+from condgen.inference.export import ExportInfo, write_export
+from condgen.inference.sample import sample_rows
 from condgen.pixels import pixels_to_uint8
 from condgen.systems.base import System
 from condgen.types import Condition, ConditionSpec, LabelSpec, TargetSpec, Text, TextSpec

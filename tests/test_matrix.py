@@ -18,8 +18,8 @@ import test_contract as contract
 import torch
 
 from condgen.build import match
-from condgen.engine.export import ExportInfo, make_system, read_export, write_export
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference.export import ExportInfo, make_system, read_export, write_export
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.rng import RowRandom
 from condgen.systems.base import System

@@ -14,9 +14,9 @@ from PIL import Image as PilImage
 
 import condgen
 from condgen import registry
-from condgen.engine.export import ExportInfo, write_export, write_info
-from condgen.engine.result import slug
 from condgen.errors import CheckpointError, ConfigError, DataError, ShapeError
+from condgen.inference.export import ExportInfo, write_export, write_info
+from condgen.inference.result import slug
 from condgen.pixels import pixels_to_uint8
 from condgen.systems.base import System
 from condgen.types import (
@@ -434,7 +434,7 @@ def test_folders_that_hold_no_system(tmp_path):
 
 
 def test_names_of_folders_never_reach_the_network(monkeypatch, tmp_path):
-    from condgen.engine import hub
+    from condgen.inference import hub
 
     asked = []
     monkeypatch.setattr(hub, "fetch_export", lambda repo, revision: asked.append(repo) or tmp_path)

@@ -13,11 +13,11 @@ import condgen
 from condgen.cli import main
 from condgen.commands import translate as command
 from condgen.data.video import probe, read_frames
-from condgen.engine.clips import write_clip
-from condgen.engine.export import ExportInfo, write_export
-from condgen.engine.translate import starts, translate, window
 from condgen.errors import ConfigError
+from condgen.inference.export import ExportInfo, write_export
+from condgen.inference.translate import starts, translate, window
 from condgen.rng import derive
+from condgen.show.clips import write_clip
 from condgen.systems.base import System
 from condgen.systems.pix2pix import Pix2Pix
 from condgen.types import ConditionSpec, ImageSpec, TargetSpec

@@ -39,8 +39,8 @@ def main(words: Sequence[str]) -> int:
 
 def run(given: Any) -> int:
     from condgen.commands.finish import averaged, score_table
+    from condgen.disk import replace_file, to_json
     from condgen.engine.checkpoint import CheckpointStore
-    from condgen.engine.disk import replace_file, to_json
     from condgen.metrics.actions import ActionOptions, action_scores
     from condgen.pipeline import choose_device
 

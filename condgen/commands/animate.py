@@ -103,8 +103,8 @@ def source_field(pipe: Pipeline, run: str) -> str:
 
 
 def make(pipe: Pipeline, values: dict[str, Any], names: Sequence[str], out: Path, given: Any) -> int:
-    from condgen.engine.animate import animate
-    from condgen.engine.sample import sample_streams
+    from condgen.inference.animate import animate
+    from condgen.inference.sample import sample_streams
     from condgen.systems.base import HasStreams
 
     field = "frames" if "frames" in values else "image"
@@ -145,7 +145,7 @@ def make(pipe: Pipeline, values: dict[str, Any], names: Sequence[str], out: Path
 def write(pipe: Pipeline, clips: Any, asked: Any, names: Sequence[str], out: Path, given: Any) -> None:
     """One clip as it is; several side by side in one file, or each in a folder of its own name."""
     from condgen.commands.sample import written
-    from condgen.engine.clips import grid_clip, write_clip
+    from condgen.show.clips import grid_clip, write_clip
 
     options: dict[str, Any] = {"fps": given.fps, "lossless": given.lossless, "comment": pipe.info.attribution}
     if not out.suffix:

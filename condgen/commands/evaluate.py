@@ -56,10 +56,10 @@ def score_run(config: Config, folder: Path, *, step: int | None = None, best: bo
     """Scores a checkpoint of the run in `folder` (the newest, `step`, or the best), prints and keeps the scores."""
     from condgen.build import build
     from condgen.engine.checkpoint import CheckpointStore
-    from condgen.engine.export import check_fits
     from condgen.engine.report import write_report
     from condgen.engine.run import RunFolder
     from condgen.engine.world import World
+    from condgen.inference.export import check_fits
 
     world = World.start(device=config.launch.device, precision=config.launch.precision, seed=config.train.seed)
     try:

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from condgen.build import Built
     from condgen.engine.checkpoint import Checkpoint
-    from condgen.engine.export import ExportInfo
     from condgen.engine.log import Log
     from condgen.engine.run import RunFolder
     from condgen.engine.world import World
+    from condgen.inference.export import ExportInfo
     from condgen.metrics.score import Score
 
 
 def finish(built: Built, world: World, run: RunFolder, log: Log) -> None:
     """Export of the averaged weights, the task's scores, report.html. Every process calls it."""
     from condgen.engine.checkpoint import CheckpointStore
-    from condgen.engine.export import write_export
     from condgen.engine.report import write_report
+    from condgen.inference.export import write_export
 
     checkpoint = CheckpointStore(run.checkpoints, keep=built.config.launch.keep).latest()
     if checkpoint is None:
@@ -60,7 +60,7 @@ def averaged(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def export_info(built: Built, step: int) -> ExportInfo:
     """All that `condgen.load` must know besides the weights."""
-    from condgen.engine.export import ExportInfo
+    from condgen.inference.export import ExportInfo
 
     config, text = built.config, {}
     if built.encoder is not None:
@@ -91,14 +91,14 @@ def export_info(built: Built, step: int) -> ExportInfo:
 
 def write_system(built: Built, run: RunFolder) -> None:
     """system.json: lets `condgen sample` use the checkpoints of a run that is not finished."""
-    from condgen.engine.export import write_info
+    from condgen.inference.export import write_info
 
     write_info(run.path / "system.json", export_info(built, 0))
 
 
 def score(built: Built, world: World, run: RunFolder, step: int) -> list[Score]:
     """The task's scores, also as eval/<time>-step-<step>.json. The system holds the weights to be scored."""
-    from condgen.engine.disk import replace_file, to_json
+    from condgen.disk import replace_file, to_json
     from condgen.engine.run import png_bytes
 
     built.system.to(world.device).eval()

@@ -29,7 +29,7 @@ from condgen.errors import CondgenError, ConfigError, Stopped
 from condgen.metrics.signature import parse
 
 if TYPE_CHECKING:
-    from condgen.engine.scatter import Point
+    from condgen.show.scatter import Point
 
 KEYS = ("words", "seeds", "rows", "scores", "ignore", "plot")
 FREE = ("eval.", "run.", "train.resume", "train.device", "train.trackers", "train.keep", "data.workers", "text.cache")
@@ -273,7 +273,7 @@ def write_tables(ladder: Ladder, folder: Path, entries: Sequence[Entry]) -> None
     if drawn is None:
         print("no plot: no two scores are known of any row" + f" ({' and '.join(ladder.plot)})" * bool(ladder.plot))
         return
-    from condgen.engine.scatter import scatter
+    from condgen.show.scatter import scatter
 
     (x, y), points = drawn
     scatter(points, x_label=x, y_label=y).save(folder / "ladder.png")
@@ -309,7 +309,7 @@ def to_csv(
 
 def plotted(ladder: Ladder, rows: Mapping[str, Sequence[Evaluation]]) -> tuple[tuple[str, str], list[Point]] | None:
     """The two scores to draw and a point a row that has both."""
-    from condgen.engine.scatter import Point
+    from condgen.show.scatter import Point
 
     pairs = [(ladder.plot[0], ladder.plot[1])] if ladder.plot else list(PLOTS)
     best: tuple[tuple[str, str], list[Point]] | None = None

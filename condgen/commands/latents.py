@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from PIL import Image as PilImage
 from torch import Tensor
 
-from condgen.engine import latent, prompt
-from condgen.engine.drawing import draw_grid
-from condgen.engine.pictures import enlarge, to_rgb
-from condgen.engine.sample import checked, sampling
-from condgen.engine.terms import Term, parse_sum, parse_walk
 from condgen.errors import ConfigError
+from condgen.inference import latent, prompt
+from condgen.inference.sample import checked, sampling
+from condgen.inference.terms import Term, parse_sum, parse_walk
 from condgen.pipeline import Pipeline
+from condgen.show.drawing import draw_grid
+from condgen.show.pictures import enlarge, to_rgb
 from condgen.systems.base import HasDecoder
 from condgen.types import Condition, Text
 

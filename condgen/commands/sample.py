@@ -106,14 +106,14 @@ def save_grid(samples: Samples, out: Path, fps: float | None) -> None:
     if out.suffix.lower() not in CLIPS:
         written(out, lambda: samples.grid().save(out))
         return
-    from condgen.engine.clips import write_clip
+    from condgen.show.clips import write_clip
 
     written(out, lambda: write_clip(out, samples.clip_grid(), fps=fps or CLIP_FPS, comment=samples.attribution))
 
 
 def streams_of(pipe: Pipeline, samples: Samples, batch_size: int) -> dict[str, Samples]:
     """The parts that the samples were put together from, by name. Raises ConfigError for systems without."""
-    from condgen.engine.sample import sample_streams
+    from condgen.inference.sample import sample_streams
     from condgen.systems.base import HasStreams
 
     if not isinstance(pipe.system, HasStreams):
@@ -177,7 +177,7 @@ def through_noise(
     for line in shown.said:
         print(line)
     if is_clip:
-        from condgen.engine.clips import write_clip
+        from condgen.show.clips import write_clip
 
         fps = 12 if given.fps is None else given.fps
         written(out, lambda: write_clip(out, shown.frames(), fps=fps, comment=shown.attribution))

@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
 
 def _load(given: Any) -> Pipeline:
     import condgen
-    from condgen.engine.sample import sampling
+    from condgen.inference.sample import sampling
 
     pipe = condgen.load(given.run, device=given.device, precision=given.precision)
     if pipe.spec.image is None:
@@ -155,7 +155,7 @@ def _globbed(path: Path) -> tuple[Path, list[Path]]:
 
 def _record(out: Path, pipe: Pipeline, given: Any) -> None:
     """Notes what OUT is made with. ConfigError where its pictures were made otherwise: they would be taken as done."""
-    from condgen.engine.disk import from_json, replace_file, to_json
+    from condgen.disk import from_json, replace_file, to_json
 
     record = {
         "run": str(given.run), "step": pipe.info.step, "seed": given.seed, "fit": given.fit,
@@ -188,7 +188,7 @@ def _run(pipe: Pipeline, todo: Sequence[Job], given: Any) -> list[tuple[str, str
 
 
 def _translated(pipe: Pipeline, pictures: Sequence[Tensor], ids: Sequence[int], given: Any) -> list[Tensor]:
-    from condgen.engine.translate import translate
+    from condgen.inference.translate import translate
     from condgen.types import Condition, Image
 
     def asked(pixels: Tensor) -> Condition:
@@ -204,7 +204,7 @@ def _batches(
     pipe: Pipeline, todo: Sequence[Job], most: int, failed: list[tuple[str, str]]
 ) -> Iterator[tuple[int, list[tuple[Job, Tensor]]]]:
     """(jobs looked at so far, up to `most` of them with their pixels); fewer where pictures are large."""
-    from condgen.engine.translate import LARGEST_WHOLE
+    from condgen.inference.translate import LARGEST_WHOLE
 
     part: list[tuple[Job, Tensor]] = []
     for at, job in enumerate(todo, start=1):
@@ -261,7 +261,7 @@ def _is_video(source: Path, out: Path) -> bool:
 def _translate_video(given: Any, source: Path, out: Path) -> int:
     """Frame by frame in batches; OUT appears when it is whole."""
     from condgen.data.video import probe
-    from condgen.engine.clips import write_clip
+    from condgen.show.clips import write_clip
 
     suffix = out.suffix.lower()
     if suffix and suffix not in CLIPS:
@@ -312,8 +312,8 @@ def _frames(pipe: Pipeline, source: Path, total: int | None, given: Any) -> Iter
 
 
 def _save(target: Path, pixels: Tensor) -> None:
-    from condgen.engine.disk import replace_file
-    from condgen.engine.pictures import to_pil
+    from condgen.disk import replace_file
+    from condgen.show.pictures import to_pil
 
     data = io.BytesIO()
     kind = SUFFIXES[target.suffix.lower()]

@@ -29,7 +29,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from condgen.engine.disk import DISK_FULL, from_json, is_alive, replace_file, sync_folder, to_json, write_file
+from condgen.disk import DISK_FULL, from_json, is_alive, replace_file, sync_folder, to_json, write_file
 from condgen.engine.manifest import (
     MANIFEST,
     SCHEMA,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from condgen.disk import Appender, replace_file, to_json
 from condgen.engine.console import Console, Progress
-from condgen.engine.disk import Appender, replace_file, to_json
 from condgen.engine.run import RunFolder, png_bytes, slug
 from condgen.engine.trackers import Tracker, make_trackers
 from condgen.errors import CondgenError
@@ -91,7 +91,7 @@ class Log:
         it. Returns the file, or None on other processes and when it cannot be written."""
         if not self.main:
             return None
-        from condgen.engine.clips import write_clip
+        from condgen.show.clips import write_clip
 
         plain = name if _PLAIN_NAME.fullmatch(name) else slug(name)
         try:

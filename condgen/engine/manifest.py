@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from condgen.engine.disk import from_json, to_json
+from condgen.disk import from_json, to_json
 from condgen.errors import CheckpointError
 
 SCHEMA = 1

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from condgen.engine.chart import line_chart
-from condgen.engine.disk import replace_file
+from condgen.disk import replace_file
 from condgen.engine.log import read_metrics
 from condgen.engine.run import RunFolder
+from condgen.show.chart import line_chart
 
 _SAMPLE = re.compile(r"step-(\d{8,})-(.+)\.png")
 MAX_PICTURE_BYTES = 1_500_000  # larger ones are embedded as JPEG, so that the page stays easy to send

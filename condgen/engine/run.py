@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import condgen
 from condgen import registry
-from condgen.engine.disk import Appender, from_json, replace_file, to_json
+from condgen.disk import Appender, from_json, replace_file, to_json
 from condgen.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from condgen import registry
-from condgen.engine.disk import Appender, replace_file
+from condgen.disk import Appender, replace_file
 from condgen.engine.run import RunFolder
 from condgen.errors import ConfigError
 

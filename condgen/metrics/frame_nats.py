@@ -15,8 +15,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from condgen.engine.sample import sampling
 from condgen.errors import ConfigError, DataError, DivergedError, ShapeError
+from condgen.inference.sample import sampling
 from condgen.losses.likelihood import grey_entropy
 from condgen.metrics.likelihood import exact_pixels
 from condgen.metrics.score import Score

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from condgen import rng
-from condgen.engine.sample import Gathering, rows_of_rank, sampling
 from condgen.errors import ConfigError, DataError, DivergedError, ShapeError
+from condgen.inference.sample import Gathering, rows_of_rank, sampling
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.pixels import PIXEL_TOLERANCE

@@ -137,7 +137,7 @@ def neighbour_picture(
     fake: Tensor, train: Tensor, fake_features: Tensor, train_features: Tensor, *, attribution: str = ""
 ) -> Image.Image:
     """The SHOWN samples (N, C, H, W) that are nearest to a training picture, each beside that picture."""
-    from condgen.engine.drawing import draw_grid
+    from condgen.show.drawing import draw_grid
 
     distance, which = nearest(fake_features, train_features)
     rows = distance.argsort(stable=True)[:SHOWN]

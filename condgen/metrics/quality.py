@@ -12,8 +12,8 @@ from torch import Tensor
 
 from condgen.data.base import RowDataset
 from condgen.data.cache import cache_folder
-from condgen.engine.sample import Gathering, rows_of_rank
 from condgen.errors import ConfigError, DataError
+from condgen.inference.sample import Gathering, rows_of_rank
 from condgen.metrics import kept
 from condgen.metrics.diversity import WINDOW, diversity_scores
 from condgen.metrics.evaluator import Evaluator

@@ -19,8 +19,8 @@ from condgen.data import video
 from condgen.data.base import BatchDataset, RowDataset, batches
 from condgen.data.checks import check
 from condgen.data.clips import Clips
-from condgen.engine.clips import write_clip
 from condgen.errors import ConfigError, DataError
+from condgen.show.clips import write_clip
 
 
 def numbered(frames: int, size: tuple[int, int] = (12, 16), first: int = 0) -> torch.Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor
 from condgen.data import video
 from condgen.data._stills import natural
 from condgen.data.video import frame_times, probe, read_frames
-from condgen.engine.clips import write_clip
 from condgen.errors import ConfigError, DataError
+from condgen.show.clips import write_clip
 
 CONTAINERS = ("mp4", "webm", "gif", "avi")
 

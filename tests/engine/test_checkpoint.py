@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from condgen.disk import from_json, to_json
 from condgen.engine import checkpoint as module
 from condgen.engine.checkpoint import CheckpointStore, load_strict, read_checkpoint
-from condgen.engine.disk import from_json, to_json
 from condgen.engine.manifest import seal
 from condgen.errors import CheckpointError
 

@@ -13,7 +13,7 @@ import traceback
 import pytest
 import torch
 
-from condgen.engine import disk
+from condgen import disk
 from condgen.engine.checkpoint import FAULT_EXIT, CheckpointStore
 from condgen.errors import CheckpointError
 

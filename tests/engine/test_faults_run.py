@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from condgen.engine.disk import replace_file
+from condgen.disk import replace_file
 from condgen.engine.run import RunFolder
 from condgen.errors import CondgenError, ConfigError
 

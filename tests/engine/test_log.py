@@ -116,7 +116,7 @@ def test_full_disk_in_the_metrics_warns_once_and_training_goes_on(run, monkeypat
             super().write(data[:5])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("condgen.engine.disk.open", lambda path, mode, buffering: Full(path, "a"), raising=False)
+    monkeypatch.setattr("condgen.disk.open", lambda path, mode, buffering: Full(path, "a"), raising=False)
     with caplog.at_level(logging.WARNING):
         steps(log, 3, 10)
     full[0] = False

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from condgen.engine.chart import line_chart, ticks
 from condgen.engine.log import Log
 from condgen.engine.report import write_report
 from condgen.engine.run import RunFolder
+from condgen.show.chart import line_chart, ticks
 
 CREDIT = "Icons: OpenMoji, CC BY-SA 4.0"
 

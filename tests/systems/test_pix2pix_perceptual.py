@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from condgen.engine.ema import Ema
-from condgen.engine.export import ExportInfo, exported, make_system
 from condgen.engine.state import system_tensors
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference.export import ExportInfo, exported, make_system
 from condgen.losses.features import feature_distance
 from condgen.nn.fixed_features import FixedFeatures, _Plain, packaged
 from condgen.rng import RowRandom, StepRandom

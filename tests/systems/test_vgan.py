@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from condgen.engine.sample import sample_rows
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference.sample import sample_rows
 from condgen.nn.vgan_nets import Size, compose
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.vgan import Vgan

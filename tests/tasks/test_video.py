@@ -10,7 +10,7 @@ from PIL import Image
 import condgen
 from condgen.cli import main
 from condgen.data.video import read_frames
-from condgen.engine.export import read_export
+from condgen.inference.export import read_export
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,11 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from condgen.engine.disk import sync_folder
-from condgen.engine.drawing import draw_grid
-from condgen.engine.pictures import MIN_TILE, to_rgb
+from condgen.disk import sync_folder
 from condgen.errors import CondgenError, ConfigError, ShapeError
 from condgen.pixels import pixels_to_uint8
+from condgen.show.drawing import draw_grid
+from condgen.show.pictures import MIN_TILE, to_rgb
 from condgen.types import Condition
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".avi")

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-from condgen.engine.pictures import into, to_rgb
 from condgen.pixels import pixels_to_float
+from condgen.show.pictures import into, to_rgb
 from condgen.types import Condition
 
 INK, QUIET, BLANK = "#1f2430", "#7a8190", "#f4f6f8"

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condgen import rng
-from condgen.engine.sample import sampling
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference.sample import sampling
 from condgen.systems.base import HasDecoder, System
 from condgen.types import Condition
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image as PilImage
 
-from condgen.engine.asked import asked_cells
-from condgen.engine.drawing import draw_grid
+from condgen.show.asked import asked_cells
+from condgen.show.drawing import draw_grid
 from condgen.types import Condition, Keypoints
 
 TILE = 128  # px of a drawn layout

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from condgen.engine.chart import ticks
 from condgen.errors import DataError
+from condgen.show.chart import ticks
 
 WIDTH, HEIGHT = 960, 640
 LEFT, RIGHT, TOP, BOTTOM = 90, 30, 30, 64

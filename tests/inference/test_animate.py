@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from condgen.engine.animate import animate, given_frames
-from condgen.engine.sample import sample_rows, sample_streams
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference.animate import animate, given_frames
+from condgen.inference.sample import sample_rows, sample_streams
 from condgen.systems.base import System
 from condgen.systems.vgan import Vgan
 from condgen.types import Condition, ConditionSpec, Frames, FramesSpec, Image, ImageSpec, LabelSpec, TargetSpec

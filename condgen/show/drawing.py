@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from condgen.engine.asked import INK, QUIET, AskedCell, asked_cells, fit, printable, text_width, wrap
-from condgen.engine.pictures import MIN_TILE, PAPER, enlarge, save_png, to_pil, to_rgb
 from condgen.errors import ShapeError
+from condgen.show.asked import INK, QUIET, AskedCell, asked_cells, fit, printable, text_width, wrap
+from condgen.show.pictures import MIN_TILE, PAPER, enlarge, save_png, to_pil, to_rgb
 from condgen.types import Condition
 
 __all__ = ["MIN_TILE", "draw_clip_strip", "draw_grid", "save_png", "to_pil"]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condgen.data.video import probe, read_frames
-from condgen.engine.clips import grid_clip, write_clip
 from condgen.errors import CondgenError, ConfigError, ShapeError
 from condgen.pixels import pixels_to_uint8
+from condgen.show.clips import grid_clip, write_clip
 from condgen.types import Condition, Frames
 
 EVERY = ("a.mp4", "a.webm", "a.gif", "a.avi", "folder")

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from condgen.engine import latent
-from condgen.engine.latent import lerp, neighbours, path, project, slerp, weighted_sum
-from condgen.engine.terms import parse_sum, parse_walk
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference import latent
+from condgen.inference.latent import lerp, neighbours, path, project, slerp, weighted_sum
+from condgen.inference.terms import parse_sum, parse_walk
 from condgen.rng import RowRandom, derive
 from condgen.systems.acgan import AcGan
 from condgen.types import Condition, ConditionSpec, LabelSpec, TargetSpec

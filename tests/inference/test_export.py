@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from condgen import registry
-from condgen.engine import export, hub
-from condgen.engine.export import ExportInfo, make_system, read_export, write_export, write_info
 from condgen.errors import CheckpointError, ConfigError
+from condgen.inference import export, hub
+from condgen.inference.export import ExportInfo, make_system, read_export, write_export, write_info
 from condgen.systems.base import System
 from condgen.types import BoxesSpec, ConditionSpec, KeypointsSpec, LabelSpec, TargetSpec, TextSpec
 

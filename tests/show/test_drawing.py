@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from condgen.engine.asked import COLOURS, asked_cells, drawable, fit, printable, wrap
-from condgen.engine.drawing import MIN_TILE, draw_clip_strip, draw_grid, save_png, to_pil
-from condgen.engine.pictures import by_class, enlarge, into, to_rgb
 from condgen.errors import ShapeError
+from condgen.show.asked import COLOURS, asked_cells, drawable, fit, printable, wrap
+from condgen.show.drawing import MIN_TILE, draw_clip_strip, draw_grid, save_png, to_pil
+from condgen.show.pictures import by_class, enlarge, into, to_rgb
 from condgen.types import Boxes, Condition, Frames, Keypoints, Text
 from condgen.types import Image as Source
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from condgen.engine.sample import sample_rows
 from condgen.errors import ConfigError, ShapeError
+from condgen.inference.sample import sample_rows
 from condgen.rng import derive
 from condgen.systems.base import System
 from condgen.types import Condition, Frames, Image

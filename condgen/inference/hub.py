@@ -9,9 +9,9 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from condgen.engine.export import CONFIG, WEIGHTS, ExportInfo, is_export, read_config, read_export
-from condgen.engine.prompt import HOW
 from condgen.errors import CheckpointError
+from condgen.inference.export import CONFIG, WEIGHTS, ExportInfo, is_export, read_config, read_export
+from condgen.inference.prompt import HOW
 
 ALLOWED = ("*.json", "*.safetensors")
 CARD, PICTURE = "README.md", "samples.png"

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condgen.engine.sample import checked, sampling
 from condgen.errors import ConfigError
+from condgen.inference.sample import checked, sampling
 from condgen.rng import RowRandom, derive
 from condgen.systems.base import System
 from condgen.types import Condition, Image

@@ -14,9 +14,9 @@ import torch
 from PIL import Image as PilImage
 from torch import Tensor
 
-from condgen.engine.clips import grid_clip
-from condgen.engine.drawing import draw_clip_strip, draw_grid
-from condgen.engine.pictures import save_clip_png, to_pil
+from condgen.show.clips import grid_clip
+from condgen.show.drawing import draw_clip_strip, draw_grid
+from condgen.show.pictures import save_clip_png, to_pil
 from condgen.types import Condition
 
 

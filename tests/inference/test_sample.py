@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from condgen import registry
-from condgen.engine.sample import rows_of_rank, sample_chunks, sample_over, sample_rows
 from condgen.errors import ConfigError, DivergedError, ShapeError
+from condgen.inference.sample import rows_of_rank, sample_chunks, sample_over, sample_rows
 from condgen.pixels import pixels_to_uint8
 from condgen.systems.base import System
 from condgen.types import Condition, ConditionSpec, LabelSpec, TargetSpec

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from condgen import __version__, registry
-from condgen.engine.disk import replace_file, sync_folder, write_file
+from condgen.disk import replace_file, sync_folder, write_file
 from condgen.errors import CheckpointError, CondgenError, ConfigError
 from condgen.systems.base import System, Trainable
 from condgen.types import ConditionSpec, TargetSpec
