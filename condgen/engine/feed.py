@@ -7,8 +7,11 @@ whatever the number of processes and micro-batches.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -68,6 +71,20 @@ class StepData:
             del self._ready[place]
 
 
+@contextmanager
+def unheard_children() -> Iterator[None]:
+    """torch's SIGCHLD handler, which raises for as long as it knows of a dead worker, rests while workers are ended."""
+    heard = signal.getsignal(signal.SIGCHLD) if threading.current_thread() is threading.main_thread() else None
+    if heard is None:
+        yield
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, heard)
+
+
 class Feed:
     """Loads the batches of steps `start`, start+1, ... Use as a context manager: it owns the loader's processes.
 
@@ -110,7 +127,12 @@ class Feed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loader = None  # its destructor ends the worker processes
+        with unheard_children():
+            # an error's traceback keeps the loader alive, so its destructor may come much later
+            end: Callable[[], None] | None = getattr(self._loader, "_shutdown_workers", None)
+            if end is not None:
+                end()
+            self._loader = None
         # torch reports a dead worker from a signal handler, so the error can come up anywhere in a step
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise self._explained(error, self.step * self.per_step) from error
