@@ -24,8 +24,9 @@ from torch import Tensor
 
 from condgen import registry
 from condgen.losses.logistic_mixture import mixture_noise, mixture_sample
+from condgen.nn.incremental import PlainSteps
 from condgen.rng import StepRandom
-from condgen.systems.pixelcnn import PixelCnn, PlainSteps
+from condgen.systems.pixelcnn import PixelCnn
 from condgen.types import Batch, ConditionSpec, TargetSpec
 
 SIDE = 32

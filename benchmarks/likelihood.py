@@ -1,6 +1,6 @@
 """Systems with a likelihood against a public implementation of each: seconds per training step and per evaluation.
 
-    python benchmarks/likelihood.py --system realnvp --public DIR [--batch 16] [--rounds 5] [--threads N] [--json FILE]
+    python benchmarks/likelihood.py --system NAME --public DIR [--batch 16] [--rounds 5] [--threads N] [--json FILE]
 
 DIR is a checkout of the public implementation named by the system's section below; without it only condgen is timed.
 Both train the same network size on the same random 8-bit pictures of 32 px. Sides take turns in one process, and the
@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from public_pixelcnnpp import copy_weights, load
 from torch import Tensor, nn
 
 from condgen.engine.optim import OptimOptions, make_optimizer
 from condgen.engine.world import World
 from condgen.rng import StepRandom
 from condgen.systems.base import HasLikelihood, System
+from condgen.systems.pixelcnn import PixelCnn
 from condgen.systems.realnvp import RealNvp
 from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
 
@@ -50,13 +52,16 @@ class Side:
 class Section:
     """One system: how it is built, and its public counterpart from a checkout with the difference under equal weights.
 
-    smaller   options for --tiny, which only shows that everything runs
+    make, public and difference take True for --tiny, which only shows that everything runs
+
+    clip   largest norm of the gradient, on both sides; None = not clipped
     """
 
     public_name: str
     make: Callable[[bool], System]
     public: Callable[[Path, Tensor, bool], Side]
     difference: Callable[[Path, Tensor, bool], float]
+    clip: float | None = None
 
 
 def pictures(rows: int) -> Tensor:
@@ -65,11 +70,11 @@ def pictures(rows: int) -> Tensor:
     return torch.randint(0, 256, (rows, *TARGET.shape), generator=draws, dtype=torch.uint8)
 
 
-def ours(make: Callable[[bool], System], pixels: Tensor, precision: str, small: bool) -> Side:
+def ours(section: Section, pixels: Tensor, precision: str, small: bool) -> Side:
     """What the engine does in one step of one phase, without its loop."""
     torch.manual_seed(0)
     world = World(precision=precision, channels_last=precision == "bf16")
-    system = make(small)
+    system = section.make(small)
     world.place(system)
     phase = system.phases()[0]
     adam = make_optimizer(system.parameters(), OptimOptions(lr=1e-3, betas=(0.9, 0.999)))
@@ -83,7 +88,8 @@ def ours(make: Callable[[bool], System], pixels: Tensor, precision: str, small: 
             losses = phase.loss(batch, StepRandom(0, rows=len(batch)))
         assert losses is not None
         losses["loss"].backward()
-        nn.utils.clip_grad_norm_(system.parameters(), 100.0)
+        if section.clip is not None:
+            nn.utils.clip_grad_norm_(system.parameters(), section.clip)
         adam.step()
 
     def evaluate() -> Tensor:
@@ -188,8 +194,59 @@ def _copy_coupling(mine: Any, other: Any) -> None:
         layer.load_state_dict({names[name]: value for name, value in state.items()})
 
 
+# PixelCNN++ as released against pclucas14/pixel-cnn-pp: 160 channels, 5 blocks a scale, 10 logistics. Both drop with
+# probability 0.5, theirs whole maps, condgen's units. condgen's likelihood sums to one, theirs replaces small masses.
+
+
+def pixelcnnpp(small: bool) -> PixelCnn:
+    size = {"width": 8, "blocks": 1} if small else {"width": 160, "blocks": 5}
+    return PixelCnn(condition=ConditionSpec(), target=TARGET, data_init=False, **size)
+
+
+def public_side_pixelcnnpp(folder: Path, pixels: Tensor, small: bool) -> Side:
+    module, network = _pclucas14(folder, small)
+    adam = torch.optim.Adam(network.parameters(), lr=1e-3)
+    scaled = pixels.float() / 127.5 - 1
+
+    def train() -> None:
+        network.train()
+        loss = module.discretized_mix_logistic_loss(scaled, network(scaled))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    def evaluate() -> Tensor:
+        network.eval()
+        with torch.no_grad():
+            return module.discretized_mix_logistic_loss(scaled, network(scaled))
+
+    return Side(train, evaluate)
+
+
+def pixelcnnpp_difference(folder: Path, pixels: Tensor, small: bool) -> float:
+    """Difference of the nats per dimension under copied weights, in float64."""
+    module, network = _pclucas14(folder, small)
+    system = pixelcnnpp(small).double().eval()
+    copy_weights(network.double().eval(), system.network.net)  # type: ignore[arg-type]
+    scaled = pixels.double() / 127.5 - 1
+    with torch.no_grad():
+        nats = system.log_prob(scaled, Condition(), random=StepRandom(0, rows=len(pixels))).sum()
+        expected = module.discretized_mix_logistic_loss(scaled, network(scaled))
+    return float((nats + expected).abs() / pixels.numel())
+
+
+def _pclucas14(folder: Path, small: bool) -> tuple[Any, Any]:
+    module = load(folder)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = module.PixelCNN(nr_resnet=1 if small else 5, nr_filters=8 if small else 160, nr_logistic_mix=10)
+    return module, network
+
+
 SECTIONS: Mapping[str, Section] = {
-    "realnvp": Section("chrischute/real-nvp", real_nvp, public_real_nvp, real_nvp_difference),
+    "realnvp": Section("chrischute/real-nvp", real_nvp, public_real_nvp, real_nvp_difference, clip=100.0),
+    "pixelcnn": Section("pclucas14/pixel-cnn-pp", pixelcnnpp, public_side_pixelcnnpp, pixelcnnpp_difference),
 }
 
 
@@ -235,7 +292,7 @@ def main() -> None:
         found |= {"public": section.public_name, "difference": section.difference(given.public, pixels[:2], given.tiny)}
         print(f"{section.public_name} under equal weights: largest difference {found['difference']:.1e}")
     for precision in ("fp32", "bf16"):
-        sides[precision] = ours(section.make, pixels, precision, given.tiny)
+        sides[precision] = ours(section, pixels, precision, given.tiny)
     found |= measure(sides, given.batch, given.rounds)
     for what in ("train", "evaluate"):
         for name in sides:

@@ -68,17 +68,24 @@ class RandomPairs(RowDataset):
 # condgen
 
 
-def system() -> Pix2Pix:
+def preset() -> Any:
+    """The published setting."""
     file: Any = OmegaConf.to_container(OmegaConf.load(registry.path("configs/system", "pix2pix", ".yaml")))
+    return file["presets"]["paper"]
+
+
+def system() -> Pix2Pix:
     torch.manual_seed(0)
-    return Pix2Pix(condition=RandomPairs.provides, target=RandomPairs.target, **file["presets"]["paper"]["system"])
+    return Pix2Pix(condition=RandomPairs.provides, target=RandomPairs.target, **preset()["system"])
 
 
 def our_step(precision: str, rows: int, steps: int) -> float:
     """Seconds per training step of the engine's own loop."""
     world = World.start(precision=precision)
     data = BatchDataset(RandomPairs(), RandomPairs.provides, batch_size=rows, seed=0)
-    return seconds_per_step(system(), data, steps, world, {"default": OptimOptions(lr=2e-4, betas=(0.5, 0.999))})
+    optim = {"default": OptimOptions(lr=2e-4, betas=(0.5, 0.999))}
+    decay = preset()["train"]["ema_decay"]
+    return seconds_per_step(system(), data, steps, world, optim, ema_decay=decay)
 
 
 def our_inference(precision: str, rows: int, steps: int) -> float:

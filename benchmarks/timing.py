@@ -25,9 +25,12 @@ def seconds_per_step(
     world: World,
     optim: Mapping[str, OptimOptions] | None = None,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    ema_decay: float = 0.999,
 ) -> float:
     """Trains `system` for `steps` steps in a temporary run folder."""
-    options = TrainOptions(steps=steps, batch_size=data.batch_size, checkpoint_every=0, log_every=10)
+    options = TrainOptions(
+        steps=steps, batch_size=data.batch_size, checkpoint_every=0, log_every=10, ema_decay=ema_decay
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         log = Log(run, quiet=True)

@@ -21,6 +21,8 @@ COMMANDS = {  # word -> (module of condgen.commands, what it does)
     "train": ("train", "train a system: condgen train task=text2image"),
     "sample": ("sample", "draw samples from a run: condgen sample runs/NAME --text 'a red fox'"),
     "translate": ("translate", "translate pictures: condgen translate runs/NAME photos/ -o out/"),
+    "animate": ("animate", "clips from pictures: condgen animate runs/NAME photo.png -o clip.mp4"),
+    "actions": ("actions", "action recognition from a run's discriminator: condgen actions runs/NAME"),
     "evaluate": ("evaluate", "score a run: condgen evaluate runs/NAME"),
     "compare": ("compare", "scores of several runs in one table: condgen compare runs/A runs/B"),
     "report": ("report", "write report.html of a run again: condgen report runs/NAME"),

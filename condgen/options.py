@@ -146,6 +146,8 @@ def idle_options(tree: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
         if values["schedule"] == "constant":
             wait = f"optim.{phase}.schedule is constant"
             reason |= dict.fromkeys(("decay_start", "decay_every", "decay_factor"), wait)
+        elif values["schedule"] == "exponential":
+            reason["decay_every"] = f"optim.{phase}.schedule is exponential: every step"
         yield from _idle(f"optim.{phase}", reason, sources)
     if tree["train"]["best"] is None and tree["train"]["best_is"] != "max":
         yield from _idle("train", {"best_is": "train.best names no number"}, sources)

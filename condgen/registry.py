@@ -62,7 +62,7 @@ def names(kind: str, suffix: str = ".py") -> list[str]:
     found: set[str] = set()
     for folder in folders(kind):
         for path in folder.glob(f"*{suffix}"):
-            if NAME.fullmatch(path.stem) and path.stem not in SUPPORT and _is_entry(kind, path):
+            if NAME.fullmatch(path.stem) and _is_entry(kind, path):
                 found.add(path.stem)
     return sorted(found)
 
@@ -134,7 +134,7 @@ def summary(kind: str, name: str) -> str:
 
 def _is_entry(kind: str, file: Path) -> bool:
     """Systems and data sets are entries; shared parts beside them (in SUPPORT or private) are not."""
-    return not file.stem.startswith("_")
+    return not file.stem.startswith("_") and not (kind in IN_PACKAGE and file.stem in SUPPORT)
 
 
 def constructor_options(cls: type) -> Iterator[inspect.Parameter]:

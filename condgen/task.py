@@ -23,7 +23,7 @@ from condgen.metrics.evaluator import Evaluator, cached_evaluator
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity, require_sensitive
 from condgen.systems.base import System
-from condgen.types import Condition, Sample
+from condgen.types import Batch, Condition, Sample
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -97,15 +97,19 @@ def rows_of(built: Built, data: DataSource, count: int, *, seed: int) -> tuple[C
     rows than asked for, rows are used again: another sample is drawn for the same caption. A stream gives its first
     `count` rows in the order of `seed`, as training would see them.
     """
-    if isinstance(data, RowDataset):
-        samples = _drawn(built, data, count, seed)
-        loaded = collate(samples, built.spec)
-    else:
-        loaded = batched(data, built.spec, batch_size=count, seed=seed)[0].batch
-    batch = built.prepare(loaded).as_float()
+    batch = batch_of(built, data, count, seed=seed)
     text = batch.condition.text
     captions = [] if text is None or text.strings is None else list(text.strings)
     return batch.condition, batch.target, captions
+
+
+def batch_of(built: Built, data: DataSource, count: int, *, seed: int) -> Batch:
+    """The rows of `rows_of` as a batch, with their truth."""
+    if isinstance(data, RowDataset):
+        loaded = collate(_drawn(built, data, count, seed), built.spec)
+    else:
+        loaded = batched(data, built.spec, batch_size=count, seed=seed)[0].batch
+    return built.prepare(loaded).as_float()
 
 
 def _drawn(built: Built, data: RowDataset, count: int, seed: int) -> list[Sample]:

@@ -47,6 +47,7 @@ from condgen.types import (
 ROWS = 4
 SIDE = 16
 TARGET = TargetSpec(3, SIDE, SIDE)
+CLIP = TargetSpec(3, SIDE, SIDE, frames=4)
 SPECS = {
     "label": LabelSpec(5),
     "text": TextSpec(pooled=6, tokens=70, length=201, encoder="char"),
@@ -81,11 +82,16 @@ def needed(cls: type[Trainable], fields: tuple[str, ...] = ()) -> tuple[str, ...
     return full if not cls.needs_one_of or set(full) & set(cls.needs_one_of) else (*full, cls.needs_one_of[0])
 
 
+def target_of(name: str) -> TargetSpec:
+    """What a system says that it makes: `Trainable.makes`."""
+    return {"pictures": TARGET, "clips": CLIP}[registry.load("systems", name, Trainable).makes]
+
+
 def build(name: str, fields: tuple[str, ...], nullable: bool = False) -> Trainable:
     cls = registry.load("systems", name, Trainable)
     spec = ConditionSpec(**{f: SPECS[f] for f in fields}, nullable=nullable)
     torch.manual_seed(0)
-    return cls(condition=spec, target=TARGET, **tiny_options(name))
+    return cls(condition=spec, target=target_of(name), **tiny_options(name))
 
 
 def tiny_options(name: str) -> dict[str, object]:
@@ -116,8 +122,9 @@ def condition(fields: tuple[str, ...], rows: int = ROWS) -> Condition:
     return Condition(**{f: full[f] for f in fields})
 
 
-def batch(fields: tuple[str, ...], rows: int = ROWS) -> Batch:
-    pixels = torch.randint(0, 256, (rows, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+def batch(name: str, fields: tuple[str, ...], rows: int = ROWS) -> Batch:
+    shape = (rows, *target_of(name).shape)
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     return Batch(pixels_to_float(pixels), condition(fields, rows), tuple(map(str, range(rows))))
 
 
@@ -134,7 +141,7 @@ each_generator = pytest.mark.parametrize(("name", "fields"), GENERATORS, **ids)
 
 @each_cell
 def test_phases_train_disjoint_parameters_and_gradient_reaches_all_of_them(name, fields):
-    system, data = build(name, fields), batch(fields)
+    system, data = build(name, fields), batch(name, fields)
     seen: set[str] = set()
     for phase in system.phases():
         names = {n for n, p in system.named_parameters() if n.split(".")[0] in phase.trains and p.requires_grad}
@@ -154,7 +161,7 @@ def test_phases_train_disjoint_parameters_and_gradient_reaches_all_of_them(name,
 @each_cell
 def test_losses_are_a_function_of_the_seed(name, fields):
     def losses() -> list[float]:
-        system, data, out = build(name, fields), batch(fields), []
+        system, data, out = build(name, fields), batch(name, fields), []
         for phase in system.phases():
             torch.manual_seed(11)
             out.append(phase.loss(data, random())["loss"].item())
@@ -171,7 +178,7 @@ def test_sample_shape_range_and_batch_independence(name, fields):
         together = system.sample(asked, random=RowRandom(5, range(ROWS)))
         again = system.sample(asked, random=RowRandom(5, range(ROWS)))
         apart = torch.cat([system.sample(asked.index([i]), random=RowRandom(5, [i])) for i in range(ROWS)])
-    assert together.shape == (ROWS, *TARGET.shape) and together.dtype == torch.float32
+    assert together.shape == (ROWS, *target_of(name).shape) and together.dtype == torch.float32
     assert together.abs().max() <= 1 + 1e-5
     assert torch.equal(together, again)
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
@@ -214,7 +221,7 @@ def test_state_dict_round_trip_is_exact(name, fields):
 
 @each_cell
 def test_a_few_steps_change_exactly_what_each_phase_trains(name, fields):
-    system, data = build(name, fields), batch(fields)
+    system, data = build(name, fields), batch(name, fields)
     for phase in system.phases():
         before = {n: p.detach().clone() for n, p in system.named_parameters()}
         trained = [p for n, p in system.named_parameters() if n.split(".")[0] in phase.trains]
@@ -228,7 +235,7 @@ def test_a_few_steps_change_exactly_what_each_phase_trains(name, fields):
 
 @each_cell
 def test_a_batch_of_two_works(name, fields):
-    system, data = build(name, fields), batch(fields, rows=2)
+    system, data = build(name, fields), batch(name, fields, rows=2)
     for phase in system.phases():
         assert torch.isfinite(phase.loss(data, random(2))["loss"])
 
@@ -236,7 +243,7 @@ def test_a_batch_of_two_works(name, fields):
 @each_cell
 def test_a_batch_of_one_works_or_says_that_it_needs_two(name, fields):
     """H4. In training mode, where batch norm and losses that compare rows could fail in odd ways."""
-    system, data = build(name, fields).train(), batch(fields, rows=1)
+    system, data = build(name, fields).train(), batch(name, fields, rows=1)
     for phase in system.phases():
         try:
             assert torch.isfinite(phase.loss(data, random(1))["loss"])
@@ -256,6 +263,14 @@ def test_every_system_has_a_config_with_the_presets_that_users_are_promised():
         assert {"tiny", "small", "paper"} <= set(file.presets), name
 
 
+@pytest.mark.parametrize("name", sorted({name for name, _ in GENERATORS}))
+def test_a_system_refuses_the_kind_of_target_that_it_does_not_make(name):
+    cls, other = registry.load("systems", name, Trainable), CLIP if target_of(name) is TARGET else TARGET
+    fields = next(fields for found, fields in GENERATORS if found == name)
+    with pytest.raises(ShapeError, match="picture|image|clip|frames"):
+        cls(condition=ConditionSpec(**{f: SPECS[f] for f in fields}), target=other, **tiny_options(name))
+
+
 def test_the_matrix_is_not_empty():
     systems = {name for name, _ in CELLS}
     assert systems == set(registry.names("systems"))
@@ -266,9 +281,9 @@ def test_the_matrix_is_not_empty():
 class Rows(RowDataset):
     """Twelve rows in memory that carry the given fields."""
 
-    def __init__(self, fields: tuple[str, ...]) -> None:
-        self.provides, self.target = ConditionSpec(**{f: SPECS[f] for f in fields}), TARGET
-        self.pixels = torch.randint(0, 256, (12, 3, SIDE, SIDE), dtype=torch.uint8)
+    def __init__(self, fields: tuple[str, ...], target: TargetSpec) -> None:
+        self.provides, self.target = ConditionSpec(**{f: SPECS[f] for f in fields}), target
+        self.pixels = torch.randint(0, 256, (12, *target.shape), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return 12
@@ -310,7 +325,8 @@ def test_stopping_and_going_on_equals_never_stopping(name, tmp_path):
         folder.mkdir(exist_ok=True)
         run = RunFolder(folder)
         torch.manual_seed(2)
-        rows = BatchDataset(Rows(fields), ConditionSpec(**{f: SPECS[f] for f in fields}), batch_size=4, seed=1)
+        spec = ConditionSpec(**{f: SPECS[f] for f in fields})
+        rows = BatchDataset(Rows(fields, target_of(name)), spec, batch_size=4, seed=1)
         options = TrainOptions(steps=6, batch_size=4, seed=1, checkpoint_every=0)
         optim = {"default": OptimOptions(lr=1e-3)}
         return Trainer(build(name, fields), rows, prepare, optim, options, World(), run, Log(run, quiet=True))

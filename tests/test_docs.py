@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS_UP = [
-    "types", "records", "specs", "pixels", "errors", "registry", "rng", "options", "task", "build", "pipeline", "cli",
+    "types", "records", "specs", "pixels", "errors", "registry", "rng", "options", "task", "clip_task", "build",
+    "pipeline", "cli",
 ]  # fmt: skip
 SECTIONS = {
     "condgen": "The package, from the records up",

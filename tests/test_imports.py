@@ -16,7 +16,8 @@ PACKAGE = ROOT / "condgen"
 # lower layers first; a module may import its own layer (with the exceptions below) and those before it
 BASE = "types records specs pixels errors registry rng options"
 LAYERS = [BASE.split(), ["data"], ["nn", "losses"], ["conditions"], ["systems"], ["engine"], ["metrics"],
-          ["task"], ["config", "build"], ["tasks"], ["pipeline", "cli", "commands", "__main__"]]  # fmt: skip
+          ["task", "clip_task"], ["config", "build"], ["tasks"],
+          ["pipeline", "cli", "commands", "__main__"]]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 

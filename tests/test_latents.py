@@ -176,10 +176,10 @@ def test_the_command_writes_pictures_and_clips(load, tmp_path, capsys):
     [
         (["--walk", "0 .. 1", "--arithmetic", "0 - 1 + 2"], "one at a time"),
         (["--steps", "3"], "belongs to --walk"),
-        (["--walk", "0 .. 1", "--fps", "3"], "belongs to --walk with -o"),
+        (["--walk", "0 .. 1", "--fps", "3"], "belongs to -o FILE.mp4"),
         (["--walk", "0 .. 1", "--separate", "out"], "does not take --separate"),
         (["--walk", "0 .. 1", "shift=1"], "no option of the sampler"),
-        (["--walk", "0 .. 1", "-o", "a.txt"], "of a walk a clip"),
+        (["--walk", "0 .. 1", "-o", "a.txt"], "clips and walks also"),
         (["--arithmetic", "0 - 1 + 2", "-o", "a.mp4"], "picture file"),
         (["--arithmetic", "0 - 1"], "direction"),
         (["--arithmetic", "Sandal - Sandel + 1"], "Sandel"),

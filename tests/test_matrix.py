@@ -52,7 +52,7 @@ def refusal(name: str, fields: tuple[str, ...]) -> str | None:
 
 def proven(name: str, fields: tuple[str, ...], folder: Path) -> None:
     """Everything that "yes" stands for."""
-    system, data = contract.build(name, fields), contract.batch(fields)
+    system, data = contract.build(name, fields), contract.batch(name, fields)
     for phase in system.phases():
         trained = [p for n, p in system.named_parameters() if n.split(".")[0] in phase.trains]
         optimizer = torch.optim.Adam(trained, 1e-3)
@@ -101,7 +101,7 @@ def cell(name: str, fields: tuple[str, ...], notes: list[str]) -> str:
         why = refusal(name, full)
         if why is None:
             return "with " + ", ".join(field for field in full if field not in fields)
-    short = why.split(". ")[0].split(";")[0].replace("(given) ", "")
+    short = why.split(". ")[0].split(";")[0].split(", and this data set")[0]
     if short not in notes:
         notes.append(short)
     return f"no {notes.index(short) + 1}"

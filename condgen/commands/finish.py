@@ -83,6 +83,7 @@ def export_info(built: Built, step: int) -> ExportInfo:
             "label_names": names,
             "attribution": built.train_data.attribution,
             "background": config.data.get("background", 255),
+            "overlap": bool(config.data.get("overlap", False)),
         },
         step=step,
     )

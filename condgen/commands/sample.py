@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,18 @@ from condgen.systems.base import HasCompletion
 from condgen.types import FIELDS
 
 if TYPE_CHECKING:
-    from condgen.pipeline import Pipeline
+    from condgen.pipeline import Pipeline, Samples
 
 PICTURES = (".png", ".jpg", ".webp")
 POINTS = ".json"
 CLIPS = (".mp4", ".webm", ".gif")
+CLIP_FPS = 8.0  # of samples; walks have 12
 
 EPILOG = """\
 examples:
   condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
   condgen sample runs/NAME --label animals-nature --boxes 0.1,0.1,0.6,0.6
+  condgen sample runs/VIDEO --num 4 -o clips.mp4 --streams
   condgen sample runs/NAME --from conditions.jsonl --separate out/
   condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
   condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
@@ -54,19 +57,20 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("--walk", metavar="'A .. B'", help="from one of them to the next; also cat@s3 .. dog@s7")
     parser.add_argument("--steps", type=int, help="of a walk, from stop to stop (8; 24 in a clip)")
-    parser.add_argument("--fps", type=float, help="of a clip (12)")
+    parser.add_argument("--fps", type=float, help="of a clip (8; a walk 12)")
+    parser.add_argument("--streams", action="store_true", help="also foreground, mask and background, each in its file")
     parser.add_argument("--num", type=int, help="samples per row (8; 1 with --style; 9 sums; 1 walk)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures (0)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("-o", "--out", metavar="FILE", help="the grid (samples.png); walks also .mp4 .webm .gif")
+    parser.add_argument("-o", "--out", metavar="FILE", help="the grid (samples.png); clips also .mp4 .webm .gif")
     parser.add_argument("--separate", metavar="FOLDER", help="one file per sample, and samples.jsonl")
     given = parser.parse_intermixed_args(words)
 
     out = Path(given.out or "samples.png")
-    is_clip = given.walk is not None and out.suffix.lower() in CLIPS
+    is_clip = given.arithmetic is None and out.suffix.lower() in CLIPS
     if out.suffix.lower() not in (*PICTURES, POINTS) and not is_clip:
-        more = f", or of a walk a clip: {', '.join(CLIPS)}" if given.walk is not None else ""
+        more = f"; clips and walks also {', '.join(CLIPS)}" if given.arithmetic is None else ""
         raise ConfigError(f"-o {out}: give a picture file that ends with {', '.join(PICTURES)}{more}")
     check_latent_flags(given, is_clip=is_clip)
 
@@ -74,6 +78,8 @@ def main(words: Sequence[str]) -> int:
 
     conditions = asked(given)
     pipe = condgen.load(given.run, device=given.device)
+    if is_clip and given.walk is None and not pipe.info.target.frames:
+        raise ConfigError(f"-o {out}: {given.run} makes pictures; give a file that ends with {', '.join(PICTURES)}")
     if isinstance(pipe.system, HasCompletion) and given.arithmetic is None and given.walk is None:
         return complete(pipe, given, conditions, out)
     if out.suffix.lower() == POINTS:
@@ -88,8 +94,35 @@ def main(words: Sequence[str]) -> int:
         paths = samples.save(given.separate)
         print(f"{len(paths)} samples and samples.jsonl in {given.separate}")
     if given.out or not given.separate:
-        written(out, lambda: samples.grid().save(out))
+        save_grid(samples, out, given.fps)
+    if given.streams:
+        for name, part in streams_of(pipe, samples, given.batch_size).items():
+            save_grid(part, out.with_name(f"{out.stem}-{name}{out.suffix}"), given.fps)
     return 0
+
+
+def save_grid(samples: Samples, out: Path, fps: float | None) -> None:
+    """As a picture, or as a clip by the suffix."""
+    if out.suffix.lower() not in CLIPS:
+        written(out, lambda: samples.grid().save(out))
+        return
+    from condgen.engine.clips import write_clip
+
+    written(out, lambda: write_clip(out, samples.clip_grid(), fps=fps or CLIP_FPS, comment=samples.attribution))
+
+
+def streams_of(pipe: Pipeline, samples: Samples, batch_size: int) -> dict[str, Samples]:
+    """The parts that the samples were put together from, by name. Raises ConfigError for systems without."""
+    from condgen.engine.sample import sample_streams
+    from condgen.systems.base import HasStreams
+
+    if not isinstance(pipe.system, HasStreams):
+        raise ConfigError(f"{pipe.info.system} makes its samples in one piece; leave --streams out")
+    parts = sample_streams(
+        pipe.system, samples.conditions, seed=samples.seeds[0], ids=samples.ids, batch_size=batch_size,
+        precision=pipe.precision,
+    )  # fmt: skip
+    return {name: replace(samples, pixels=part) for name, part in parts.items() if name != "video"}
 
 
 def complete(pipe: Pipeline, given: argparse.Namespace, conditions: dict[str, Any], out: Path) -> int:
@@ -112,12 +145,15 @@ def check_latent_flags(given: argparse.Namespace, *, is_clip: bool) -> None:
     asked_for = [name for name in ("arithmetic", "walk") if getattr(given, name) is not None]
     if len(asked_for) > 1:
         raise ConfigError("--arithmetic and --walk are two different pictures; ask for one at a time")
-    for name, ok in (("steps", given.walk is not None), ("fps", is_clip)):
-        if getattr(given, name) is not None and not ok:
-            raise ConfigError(f"--{name} belongs to --walk" + (" with -o FILE.mp4 or another clip" * (name == "fps")))
+    if given.steps is not None and given.walk is None:
+        raise ConfigError("--steps belongs to --walk")
+    if given.fps is not None and not is_clip:
+        raise ConfigError("--fps belongs to -o FILE.mp4 or another clip, of a run that makes clips or of --walk")
     if not asked_for:
         return
-    for name, value in (("separate", given.separate), ("style", given.style), ("from", given.source)):
+    for name, value in (
+        ("separate", given.separate), ("style", given.style), ("from", given.source), ("streams", given.streams),
+    ):  # fmt: skip
         if value:
             raise ConfigError(f"--{asked_for[0]} does not take --{name}")
     if given.words:

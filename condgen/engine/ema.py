@@ -16,7 +16,7 @@ class Ema:
     """Average of the parameters of some submodules.
 
     names     submodules to average; () = the whole system
-    decay     in [0, 1); 0 keeps a plain copy
+    decay     in [0, 1); 0 = the weights as they are, and no copy of them
     warmup    use min(decay, (1+n)/(10+n)) for update n, so that the first average is not the random start
 
     Only parameters are averaged. Buffers are taken from the system as they are: running statistics of batch
@@ -31,7 +31,7 @@ class Ema:
         self.system, self.names, self.decay, self.warmup = system, tuple(names), decay, warmup
         self.updates = 0
         self._live = list(parameters_of(system, self.names).values())
-        self._average = [p.detach().clone() for p in self._live]
+        self._average = [p.detach().clone() for p in self._live] if decay else []
         place = {parameter: at for at, parameter in enumerate(self._live)}
         self._named = {n: place[p] for n, p in parameters_of(system, self.names, tied=True).items()}
 
@@ -49,7 +49,8 @@ class Ema:
         return {**self._averages(), **persistent_buffers(self.system, self.names)}
 
     def _averages(self) -> dict[str, Tensor]:
-        return {name: self._average[at] for name, at in self._named.items()}
+        held = self._average or [p.detach() for p in self._live]
+        return {name: held[at] for name, at in self._named.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave. CheckpointError names keys that are missing, unknown or misshapen.
@@ -58,7 +59,9 @@ class Ema:
         """
         buffers = persistent_buffers(self.system, self.names)
         given = {name: value for name, value in tensors.items() if name not in buffers}
-        load_tensors("the averaged weights", self._averages(), given)
+        # without an average of its own the weights are the system's, which it has loaded already
+        own = self._averages() if self.decay else {n: t.clone() for n, t in self._averages().items()}
+        load_tensors("the averaged weights", own, given)
 
     @contextmanager
     def applied(self, system: nn.Module | None = None) -> Iterator[None]:
@@ -72,5 +75,6 @@ class Ema:
             self._exchange()
 
     def _exchange(self) -> None:
-        for at, parameter in enumerate(self._live):
-            parameter.data, self._average[at] = self._average[at], parameter.data
+        for at, average in enumerate(self._average):
+            parameter = self._live[at]
+            parameter.data, self._average[at] = average, parameter.data

@@ -6,7 +6,7 @@ import datetime
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,9 +14,11 @@ from condgen.engine.console import Console, Progress
 from condgen.engine.disk import Appender, replace_file, to_json
 from condgen.engine.run import RunFolder, png_bytes, slug
 from condgen.engine.trackers import Tracker, make_trackers
+from condgen.errors import CondgenError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,20 @@ class Log:
         for tracker in list(self._trackers):
             self._forward(tracker, "image", int(step), plain, image)
         return path
+
+    def clip(self, step: int, name: str, frames: Iterable[Tensor], *, fps: float = 8) -> Path | None:
+        """Saves samples/step-00001200-name.gif of frames (C, H, W); beside a picture of the same name the report plays
+        it. Returns the file, or None on other processes and when it cannot be written."""
+        if not self.main:
+            return None
+        from condgen.engine.clips import write_clip
+
+        plain = name if _PLAIN_NAME.fullmatch(name) else slug(name)
+        try:
+            return write_clip(self.run.samples / f"step-{step:08d}-{plain}.gif", frames, fps=fps)
+        except (OSError, CondgenError) as error:
+            self._warn(f"cannot write clips to samples/ ({error}); the run goes on without them")
+            return None
 
     def text(self, message: str) -> None:
         """One message on the screen and, with the time, in log.txt."""

@@ -215,7 +215,7 @@ class Runner:
         self._watch(held[0], step)
         if self.optim.clip_norm is not None and held[1] > self.optim.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._trained, self.optim.clip_norm, norm)
-        rate = learning_rate(step, self.options.steps, self.optim)
+        rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.scaler is not None:
@@ -224,6 +224,13 @@ class Runner:
         else:
             self.optimizer.step()
         return Result("updated", {**values, "grad_norm": held[1], "lr": rate})
+
+    def _rate(self, step: int) -> float:
+        """The schedule runs over the phase's own steps, so that what rests or begins later has all of it."""
+        start, stop = self.phase.start, self.options.steps
+        if self.phase.stop is not None:
+            stop = min(stop, self.phase.stop)
+        return learning_rate(step - start, stop - start, self.optim)
 
     def _watch(self, loss: float, step: int) -> None:
         """Warns, once for each stretch, when nothing is learned any more."""

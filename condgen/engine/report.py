@@ -24,6 +24,7 @@ from condgen.engine.run import RunFolder
 _SAMPLE = re.compile(r"step-(\d{8,})-(.+)\.png")
 MAX_PICTURE_BYTES = 1_500_000  # larger ones are embedded as JPEG, so that the page stays easy to send
 MAX_PICTURE_SIDE = 1600
+MAX_CLIP_BYTES = 4_000_000  # a larger GIF stays in samples/
 EARLIER = 4
 
 STYLE = """
@@ -143,7 +144,20 @@ def _figure(name: str, step: int, path: Path) -> str:
     title = _escape(f"{name}, step {step}")
     source = _data_url(path)
     picture = f'<img alt="{title}" src="{source}">' if source else '<p class="soft">this picture cannot be read</p>'
+    moving = _moving(path.with_suffix(".gif"))
+    picture += f'<img alt="{title}, moving" src="{moving}" style="margin-top:.6rem">' if moving else ""
     return f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
+
+
+def _moving(path: Path) -> str:
+    """The clip of that name as an address; "" where there is none that a page can carry."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_CLIP_BYTES:
+            return ""
+        data = path.read_bytes()
+    except OSError:
+        return ""
+    return f"data:image/gif;base64,{base64.b64encode(data).decode()}" if data.startswith(b"GIF8") else ""
 
 
 def _data_url(path: Path) -> str:

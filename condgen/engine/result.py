@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image as PilImage
 from torch import Tensor
 
+from condgen.engine.clips import grid_clip
 from condgen.engine.drawing import draw_clip_strip, draw_grid
 from condgen.engine.pictures import save_clip_png, to_pil
 from condgen.types import Condition
@@ -70,6 +72,13 @@ class Samples:
         if asked is None:
             return draw_grid(self.pixels, **shared)
         return draw_grid(self.pixels.unflatten(0, (self.prompts, -1)), asked, **shared)
+
+    def clip_grid(self, **options: Any) -> Iterator[Tensor]:
+        """Frames of the grid that plays, uint8 (3, H, W), for `write_clip`: one row per prompt. Clips only."""
+        first = torch.arange(0, len(self), len(self) // self.prompts)
+        asked = self.conditions.index(first) if len(self.conditions) else None
+        shared: dict[str, Any] = {"label_names": self.label_names, "attribution": self.attribution, **options}
+        return grid_clip(self.pixels.unflatten(0, (self.prompts, -1)), asked, **shared)
 
     def save(self, folder: Path | str) -> list[Path]:
         """One PNG per row (animated for clips) and `samples.jsonl` with what each was made from."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from condgen.errors import ConfigError, DivergedError, ShapeError
 from condgen.rng import RowRandom, derive
-from condgen.systems.base import System
+from condgen.systems.base import HasStreams, System
 from condgen.types import Condition
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -87,6 +87,28 @@ def sample_chunks(
             random = RowRandom(seed, ids[rows], device=device)
             pixels = system.sample(part.to(device), random=random, **options)
         yield rows, checked(pixels, (rows.stop - start, *system.target_spec.shape))
+
+
+def sample_streams(
+    system: HasStreams,
+    condition: Condition,
+    *,
+    seed: int,
+    ids: Sequence[int],
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> dict[str, Tensor]:
+    """The parts of the samples that `sample_rows` gives for the same arguments, by name, float32 on the CPU."""
+    assert isinstance(system, System)
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, len(ids), batch_size):
+        rows = slice(start, min(start + batch_size, len(ids)))
+        part = condition.index(rows) if len(condition) else condition
+        with sampling(system, precision, stray=derive(seed, "stray", start)) as device:
+            made = system.streams(part.to(device), random=RowRandom(seed, ids[rows], device=device))
+        for name, pixels in made.items():
+            parts.setdefault(name, []).append(checked(pixels, (rows.stop - start, *pixels.shape[1:])))
+    return {name: torch.cat(found) for name, found in parts.items()}
 
 
 @contextmanager

@@ -31,6 +31,12 @@ def bernoulli_log_prob(logits: Tensor, pixels: Tensor) -> Tensor:
     return -F.binary_cross_entropy_with_logits(logits, (pixels + 1) / 2, reduction="none")
 
 
+def grey_entropy(pixels: Tensor) -> Tensor:
+    """-x ln x - (1 - x) ln(1 - x), elementwise, of grey levels x on [0, 1]: the least value of their cross-entropy."""
+    white = ((pixels + 1) / 2).clamp(0, 1)
+    return -torch.xlogy(white, white) - torch.xlogy(1 - white, 1 - white)
+
+
 def gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """ln N(x; mean, exp(log_std)^2), elementwise: a density."""
     return -HALF_LOG_2PI - log_std - 0.5 * ((x - mean) * torch.exp(-log_std)).square()

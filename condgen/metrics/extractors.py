@@ -254,8 +254,7 @@ def _inception(file: Path, device: torch.device) -> Extractor:
             f"{file} has another layout (missing {absent[:2]}, unexpected {extra[:2]}): the 2015 graph with 1008 "
             f"classes is needed, torchvision's weights are not; {INCEPTION_HINT}"
         )
-    network.eval().requires_grad_(False).to(device)
-    network.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
+    network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
     digest = _digest(file)
     return Extractor(
         "inception",

@@ -89,7 +89,7 @@ def bits_per_dim(
     n = len(bits)
     protocol = {
         **(about or {}), "likelihood": system.likelihood, "dequantisation": system.dequantisation,
-        "k": str(draws), "pixels": "8 bit" if binarise == "none" else f"binarised by {binarise}",
+        "draws": str(draws), "pixels": "8 bit" if binarise == "none" else f"binarised by {binarise}",
         "dims": str(dimensions), "n": str(n), "seed": str(seed),
     }  # fmt: skip
     return Score(

@@ -10,6 +10,7 @@ with a matrix. Within a row the channels of one colour lie together (see `by_col
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -31,6 +32,39 @@ class Steps(Protocol):
     def put(self, column: int, colour: int, value: Tensor) -> None:
         """The pixel that was drawn: (B, C), or (B, 1) of one colour."""
         ...
+
+
+class PlainSteps:
+    """Any network in the protocol `Steps` by running all of it for every draw: what cached sampling is measured by."""
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor | None, Sequence[Tensor]], Tensor],
+        canvas: Tensor,
+        colours: int,
+        vector: Tensor | None,
+        maps: Sequence[Tensor],
+    ) -> None:
+        self.net, self.canvas, self.colours, self.vector, self.maps = net, canvas, colours, vector, maps
+        self.row = 0
+
+    def start_row(self, row: int) -> None:
+        self.row = row
+
+    def parameters(self, column: int, colour: int) -> Tensor:
+        return self.net(self.canvas, self.vector, self.maps)[:, colour :: self.colours, self.row, column]
+
+    def put(self, column: int, colour: int, value: Tensor) -> None:
+        first = 0 if value.shape[1] > 1 else colour
+        self.canvas[:, first : first + value.shape[1], self.row, column] = value
+
+
+def softmax_sample(logits: Tensor, uniform: Tensor) -> Tensor:
+    """logits (B, L) and uniforms (B, 1) in [0, 1) -> one of L values in [-1, 1], (B, 1), by the inverse of the sums."""
+    top = logits.shape[1] - 1
+    sums = torch.softmax(logits, 1).cumsum(1)
+    index = (sums <= uniform * sums[:, -1:]).sum(1, keepdim=True).clamp(max=top)
+    return index.to(logits.dtype).mul_(2 / top).sub_(1)
 
 
 def by_colour(channels: int, colours: int) -> Tensor:
@@ -141,9 +175,9 @@ class LineConv:
         for older, newer in zip(self.held, self.held[1:], strict=False):
             older.copy_(newer)
 
-    def pixel(self, column: int, colour: int = 0) -> Tensor:
-        """(B, O / colours) of one colour, from what has been written."""
-        return torch.addmm(self.bases[colour][column], self.window[colour][column], self.matrices[colour])
+    def pixel(self, column: int, colour: int = 0, out: Tensor | None = None) -> Tensor:
+        """(B, O / colours) of one colour, from what has been written; in `out`, if given."""
+        return torch.addmm(self.bases[colour][column], self.window[colour][column], self.matrices[colour], out=out)
 
 
 def rows_of(value: Tensor | None, row: int) -> Tensor | None:

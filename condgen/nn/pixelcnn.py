@@ -5,7 +5,8 @@ van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -65,11 +66,10 @@ class Block(nn.Module):
         return x + self.widen(F.relu(y))
 
 
-class PixelCnn2016(nn.Module):
-    """(B, C, H, W) in [-1, 1] -> parameters (B, P, H, W).
+class ResidualStack(nn.Module):
+    """(B, C, H, W) in [-1, 1] -> parameters (B, P, H, W): a masked 7x7 convolution, blocks, a head.
 
-    width      h; the residual stream is 2h wide
-    kernel     of the masked convolution in each block, 3 as published; the first one is 7x7, mask A
+    block      makes one; called with the stream (B, 2 * width, H, W), the vector and the map of the condition
     colours    C: a colour sees those before it in its own pixel. 1: a pixel sees none of its own colours
     """
 
@@ -77,20 +77,18 @@ class PixelCnn2016(nn.Module):
         self,
         channels: int,
         outputs: int,
+        block: Callable[[], nn.Module],
         *,
         width: int,
         blocks: int,
-        kernel: int,
         head_width: int,
         colours: int,
-        vector: int = 0,
-        maps: int = 0,
-        save_memory: bool = False,
+        save_memory: bool,
     ) -> None:
         super().__init__()
         self.save_memory = save_memory
         self.first = CausalConv2d(channels, 2 * width, above=3, left=3, right=3, kind="A", colours=colours)
-        self.blocks = nn.ModuleList(Block(width, kernel, colours, vector, maps) for _ in range(blocks))
+        self.blocks = nn.ModuleList(block() for _ in range(blocks))
         self.head = Head(2 * width, head_width, outputs, colours)
 
     def forward(self, x: Tensor, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
@@ -99,6 +97,28 @@ class PixelCnn2016(nn.Module):
         for block in self.blocks:
             x = run(block, (x, vector, place), self.save_memory)
         return self.head(x)
+
+
+class PixelCnn2016(ResidualStack):
+    """width      h; the residual stream is 2h wide
+    kernel     of the masked convolution in each block, 3 as published; the first one is 7x7, mask A
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        width: int,
+        kernel: int,
+        colours: int,
+        vector: int = 0,
+        maps: int = 0,
+        save_memory: bool = False,
+        **sizes: int,
+    ) -> None:
+        block = partial(Block, width, kernel, colours, vector, maps)
+        super().__init__(channels, outputs, block, width=width, colours=colours, save_memory=save_memory, **sizes)
 
     def steps(self, rows: int, size: tuple[int, int], vector: Tensor | None, maps: Sequence[Tensor]) -> PixelCnnSteps:
         """The same network a pixel at a time, for pictures of `size` (H, W)."""

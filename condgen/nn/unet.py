@@ -33,8 +33,9 @@ class BatchNorm(nn.Module):
         norm = self.norm
         if self.training or self.statistics == "running":
             return norm(x)
-        # group norm with a group per channel: instance norm that does not fold rows into channels
-        return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
+        # picture by picture: group norm with a group per channel takes 10 to 100 times longer on maps of 16 px
+        rows = [F.batch_norm(row, None, None, norm.weight, norm.bias, True, eps=norm.eps) for row in x.split(1)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def normalisation(width: int, kind: NormKind | Literal["none"], statistics: Statistics = "image") -> nn.Module:
@@ -94,11 +95,13 @@ class UNet(nn.Module):
         noise = dict(zip(self.noise_blocks, masks, strict=False))
         passed: list[Tensor] = []
         for i, down in enumerate(self.down):
-            x = down(F.leaky_relu(x, 0.2) if i else x)
+            x = down(x)
+            if i < len(self.down) - 1:  # in place: the ReLU of a skip is the same before and after a leaky ReLU
+                x = F.leaky_relu(x, 0.2, inplace=True)
             passed.append(x)
         for i, up in enumerate(self.up):
             x = torch.cat([x, passed[-1 - i]], dim=1) if self.skips and i else x
-            x = up(F.relu(x))
+            x = up(F.relu(x, inplace=True))
             x = x * noise[i + 1].to(x.dtype) if i + 1 in noise else x
         return torch.tanh(x)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -65,6 +65,9 @@ class Trainable(nn.Module, ABC):
 
     generates: ClassVar[tuple[str, ...]] = ()
     """Submodules that are used after training: what EMA averages and what is exported. () = all of them."""
+
+    makes: ClassVar[Literal["pictures", "clips"]] = "pictures"
+    """What it is built for: targets (C, H, W), or (T, C, H, W). It refuses the other one itself, with its reason."""
 
     def __init__(self, *, condition: ConditionSpec, target: TargetSpec) -> None:
         super().__init__()
@@ -144,6 +147,25 @@ class HasLatent(Protocol):
     def encode(self, target: Tensor, condition: Condition) -> Tensor: ...
 
     def decode(self, latent: Tensor, condition: Condition) -> Tensor: ...
+
+
+@runtime_checkable
+class HasStreams(Protocol):
+    """Samples that are put together from parts which mean something alone."""
+
+    def streams(self, condition: Condition, *, random: Random) -> dict[str, Tensor]:
+        """What `sample` puts together, by name: "video", which it returns, and its parts, each (B, T, C or 1, H, W)
+        in [-1, 1]; of a clip "foreground", "mask" (-1 = background, 1 = foreground) and "background"."""
+        ...
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A discriminator that sees more than real and fake: its features serve other tasks."""
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Targets (B, ...) -> features (B, F, ...) before the last layer."""
+        ...
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Autoregressive pictures with exact likelihood: PixelCNN, Gated PixelCNN and PixelCNN++, drawn pixel by pixel.
+"""Autoregressive pictures with exact likelihood: PixelCNN, Gated PixelCNN, PixelCNN++ and PixelRNN, pixel by pixel.
 
 van den Oord et al. 2016, "Pixel Recurrent Neural Networks", arXiv:1601.06759, and "Conditional Image Generation with
 PixelCNN Decoders", arXiv:1606.05328; Salimans et al. 2017, "PixelCNN++", arXiv:1701.05517.
@@ -19,31 +19,35 @@ from condgen.conditions.stack import ConditionStack, assign_forms
 from condgen.errors import ConfigError, ShapeError
 from condgen.losses.logistic_mixture import mixture_log_prob, mixture_noise, mixture_sample, parameter_count, quantise
 from condgen.nn.gated_pixelcnn import GatedPixelCnn
-from condgen.nn.incremental import Steps
+from condgen.nn.incremental import PlainSteps, Steps, softmax_sample
 from condgen.nn.pixelcnn import PixelCnn2016
 from condgen.nn.pixelcnnpp import PixelCnnPp
+from condgen.nn.pixelrnn import PixelRnn
 from condgen.options import Range
 from condgen.rng import Random, StepRandom
 from condgen.systems.base import Losses, Phase, System
 from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
 
-Net = PixelCnn2016 | GatedPixelCnn | PixelCnnPp
+Net = PixelCnn2016 | GatedPixelCnn | PixelCnnPp | PixelRnn
 PLACED = ("boxes", "keypoints", "image", "frames")  # enter as maps, the others as vectors
 
 
 class PixelCnn(System):
-    """architecture "pixelcnn++" with likelihood "mixture" is PixelCNN++; "gated" and "pixelcnn" with "softmax" are the
-    networks of 2016. Every architecture takes either likelihood.
+    """architecture "pixelcnn++" with likelihood "mixture" is PixelCNN++; the others with "softmax" are the networks of
+    2016. Every architecture takes either likelihood.
 
-    architecture     "pixelcnn" has the blind spot of 2016; "gated" and "pixelcnn++" see every earlier pixel
+    architecture     "gated" and "pixelcnn++" see every earlier pixel, "pixelcnn" has the blind spot of 2016;
+                     PixelRNN is "row_lstm", which sees a triangle, or "diagonal_bilstm", which sees all but the
+                     last pixel of the row above (far from it). Both are slower than the others for lack of parallel
+                     work: H steps a layer, and H + W - 1
     likelihood       "softmax": a probability for each value of each colour, red before green before blue;
                      "mixture": logistics over whole pixels, discretised exactly (1 or 3 colours)
-    width            channels: 160 (PixelCNN++ as released), 128 (h of PixelCNN; its stream is 2h wide). With a softmax
-                     over 3 colours, "pixelcnn" and "gated" need multiples of 3
-    blocks           residual blocks: 5 a scale (PixelCNN++), 15 (PixelCNN), 20 (Gated PixelCNN)
+    width            channels: 160 (PixelCNN++ as released), 128 (h of PixelCNN and PixelRNN; their stream is 2h wide).
+                     With a softmax over 3 colours all but "pixelcnn++" need multiples of 3
+    blocks           residual blocks: 5 a scale (PixelCNN++), 15 (PixelCNN), 20 (Gated PixelCNN), 12 (PixelRNN)
     scales           resolutions of PixelCNN++, each half the one before: 3 as released
-    kernel           of "pixelcnn" (3 as published) and of "gated"'s stacks; 0 = 3 and 5
-    head_width       channels between the last block and a softmax; 0 = width. Published: 1024 for PixelCNN
+    kernel           of "pixelcnn" and "row_lstm" (3 as published) and of "gated"'s stacks; 0 = 3, 3 and 5
+    head_width       channels between the last block and a softmax; 0 = width. Published: 1024 for PixelCNN and PixelRNN
     mixtures         logistics a pixel: 10 as released
     values           256, or 2: pictures are thresholded at half grey, and the likelihood is that of the binary picture
     dropout          of PixelCNN++'s blocks, from torch's generator, which the engine seeds for each rank and step
@@ -63,7 +67,7 @@ class PixelCnn(System):
         *,
         condition: ConditionSpec,
         target: TargetSpec,
-        architecture: Literal["pixelcnn", "gated", "pixelcnn++"] = "pixelcnn++",
+        architecture: Literal["pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm"] = "pixelcnn++",
         likelihood: Literal["softmax", "mixture"] = "mixture",
         width: Annotated[int, Range(1)] = 160,
         blocks: Annotated[int, Range(1)] = 5,
@@ -98,6 +102,9 @@ class PixelCnn(System):
             net = PixelCnn2016(colours, outputs, kernel=kernel or 3, **sizes)
         elif architecture == "gated":
             net = GatedPixelCnn(colours, outputs, kernel=kernel or 5, **sizes)
+        elif architecture in ("row_lstm", "diagonal_bilstm"):
+            diagonal = architecture == "diagonal_bilstm"
+            net = PixelRnn(colours, outputs, diagonal=diagonal, kernel=kernel or 3, **sizes)
         else:
             self.scales = scales
             net = PixelCnnPp(colours, outputs, scales=scales, dropout=dropout, **sizes)
@@ -230,32 +237,6 @@ class Conditioned(nn.Module):
     def forward(self, pixels: Tensor, condition: Condition, sizes: Sequence[tuple[int, int]]) -> Tensor:
         vector, maps = self.told(condition, sizes, pixels.dtype)
         return self.net(pixels, vector, maps)
-
-
-class PlainSteps:
-    """Any network in the protocol `Steps` by running all of it for every draw: what cached sampling is measured by."""
-
-    def __init__(self, net: Net, canvas: Tensor, colours: int, vector: Tensor | None, maps: Sequence[Tensor]) -> None:
-        self.net, self.canvas, self.colours, self.vector, self.maps = net, canvas, colours, vector, maps
-        self.row = 0
-
-    def start_row(self, row: int) -> None:
-        self.row = row
-
-    def parameters(self, column: int, colour: int) -> Tensor:
-        return self.net(self.canvas, self.vector, self.maps)[:, colour :: self.colours, self.row, column]
-
-    def put(self, column: int, colour: int, value: Tensor) -> None:
-        first = 0 if value.shape[1] > 1 else colour
-        self.canvas[:, first : first + value.shape[1], self.row, column] = value
-
-
-def softmax_sample(logits: Tensor, uniform: Tensor) -> Tensor:
-    """logits (B, L) and uniforms (B, 1) in [0, 1) -> one of L values in [-1, 1], (B, 1), by the inverse of the sums."""
-    top = logits.shape[1] - 1
-    sums = torch.softmax(logits, 1).cumsum(1)
-    index = (sums <= uniform * sums[:, -1:]).sum(1, keepdim=True).clamp(max=top)
-    return index.to(logits.dtype).mul_(2 / top).sub_(1)
 
 
 def _check_size(target: TargetSpec, multiple: int) -> None:

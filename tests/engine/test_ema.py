@@ -103,3 +103,17 @@ def test_load_restores_and_is_strict():
 def test_a_decay_outside_its_range_is_refused(decay):
     with pytest.raises(ConfigError, match="ema_decay"):
         Ema(network(), decay=decay)
+
+
+def test_without_decay_there_is_no_copy_and_the_weights_are_as_they_are():
+    module = nn.Linear(3, 2)
+    ema = Ema(module, decay=0.0)
+    assert ema.tensors()["weight"].data_ptr() == module.weight.data_ptr()
+    saved = {name: value + 1 for name, value in ema.tensors().items()}
+    before = module.weight.detach().clone()
+    ema.load(saved)  # an average of another run must not replace the weights
+    with ema.applied():
+        assert torch.equal(module.weight, before)
+    module.weight.data = module.weight.data + 2
+    ema.update()
+    assert torch.equal(ema.tensors()["weight"], before + 2)

@@ -42,6 +42,13 @@ def test_step_multiplies_at_every_interval():
     assert [got[9], got[10], got[39], got[40], got[69], got[70]] == [1, 1, 1, 0.5, 0.5, 0.25]
 
 
+def test_exponential_multiplies_at_every_step_after_the_warmup():
+    got = rates(schedule="exponential", warmup=2, decay_start=5, decay_factor=0.99)
+    assert got[:7] == [0.5, 1, 1, 1, 1, 1, 0.99] and got[-1] == pytest.approx(0.99**94)
+    released = OptimOptions(lr=1e-3, schedule="exponential", decay_factor=0.999995)
+    assert learning_rate(500_000, 1_000_000, released) == pytest.approx(1e-3 * 0.082085, rel=1e-4)  # e^-2.5
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "sgd"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_every_optimiser_descends_and_keeps_the_state_it_says(name, momentum):
@@ -83,6 +90,7 @@ def test_adamw_decays_weights_apart_from_the_gradient():
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"momentum": 1.0}, "momentum"),
         ({"schedule": "step"}, "decay_every"),
+        ({"schedule": "exponential"}, "near 1"),
         ({"decay_factor": 0.0}, "decay_factor"),
         ({"warmup": -1}, "warmup"),
     ],
@@ -94,3 +102,27 @@ def test_impossible_options_say_what_is_allowed(given, message):
 
 def test_betas_from_yaml_become_a_tuple():
     assert OptimOptions(betas=[0.0, 0.9]).betas == (0.0, 0.9)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_flat_adam_is_adam(name, layout):
+    def weights() -> list[nn.Parameter]:
+        g = torch.Generator().manual_seed(0)
+        shapes = [(6, 5, 3, 3), (7,), (4, 3)]
+        tensors = [torch.randn(shape, generator=g) for shape in shapes]
+        return [nn.Parameter(t.to(memory_format=layout) if t.dim() == 4 else t) for t in tensors]
+
+    ours, theirs = weights(), weights()
+    mine = make_optimizer(ours, OptimOptions(name=name, lr=0.1, weight_decay=0.01))
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    peer = kind(theirs, lr=0.1, betas=(0.5, 0.999), weight_decay=0.01)
+    for step in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
+            b.grad = a.grad.clone()
+        mine.step()
+        peer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert ours[0].is_contiguous(memory_format=layout)

@@ -49,6 +49,17 @@ def test_cuda_decides_by_native_support(monkeypatch):
     assert asked == [False]
 
 
+def test_denormals_are_flushed_while_training_on_a_cpu(started):
+    """A saturated critic makes them, and they slow 3-D convolutions down by up to 15 times."""
+    torch.set_flush_denormal(False)
+    tiny = torch.tensor([1e-39])
+    assert (tiny * 0.5).item() != 0
+    world = started(device="cpu")
+    assert (tiny * 0.5).item() == 0
+    world.close()
+    assert (tiny * 0.5).item() != 0
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

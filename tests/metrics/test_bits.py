@@ -100,8 +100,8 @@ def test_more_draws_tighten_the_bound_to_the_truth():
 def test_an_exact_system_is_asked_once_and_a_bound_k_times():
     exact = Table(torch.full((3, 256), 1 / 256))
     score = bits_per_dim(exact, pictures(4), importance=9)
-    assert exact.asked == 1 and parse(score.signature).fields["k"] == "1"
-    assert parse(bits_per_dim(Bounded(), pictures(4), importance=9).signature).fields["k"] == "9"
+    assert exact.asked == 1 and parse(score.signature).fields["draws"] == "1"
+    assert parse(bits_per_dim(Bounded(), pictures(4), importance=9).signature).fields["draws"] == "9"
 
 
 def test_draws_belong_to_rows_whatever_the_batch():
@@ -154,9 +154,15 @@ def test_the_signature_holds_what_must_agree():
     target, model = pictures(4), Bounded()
     fields = parse(bits_per_dim(model, target, importance=3, about={"data": "d", "split": "test"}).signature).fields
     assert fields["likelihood"] == "lower bound (ELBO)" and fields["dequantisation"] == "interval"
-    assert (fields["k"], fields["n"], fields["data"], fields["split"], fields["dims"]) == ("3", "4", "d", "test", "48")
+    assert (fields["draws"], fields["n"], fields["data"], fields["split"], fields["dims"]) == (
+        "3",
+        "4",
+        "d",
+        "test",
+        "48",
+    )
     a, b = (bits_per_dim(model, target, importance=k).signature for k in (1, 2))
-    assert comparable(a, b) == ["k"]
+    assert comparable(a, b) == ["draws"]
 
 
 def test_floats_on_the_grid_are_exact_and_others_are_refused():

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from condgen.errors import ConfigError
-from condgen.nn import gated_pixelcnn, pixelcnnpp
+from condgen.nn import gated_pixelcnn, pixelcnnpp, pixelrnn
 from condgen.nn.causal import CausalConv2d
 from condgen.nn.gated_pixelcnn import GatedPixelCnn
 from condgen.nn.pixelcnn import PixelCnn2016
 from condgen.nn.pixelcnnpp import PixelCnnPp
+from condgen.nn.pixelrnn import PixelRnn, Reorder, diagonal_sweep
 from condgen.nn.weight_norm import WeightNormConv2d, concat_elu
 
 SIDE, VECTOR, MAPS = 4, 2, 1
@@ -25,6 +26,12 @@ NETS = {
     "pixelcnn++": lambda c, p, k, **told: PixelCnnPp(
         c, p, width=6, blocks=2, scales=2, dropout=0.5, colours=k, head_width=24, **told
     ),
+    "row_lstm": lambda c, p, k, **told: PixelRnn(
+        c, p, diagonal=False, width=6, blocks=2, head_width=24, colours=k, **told
+    ),
+    "diagonal_bilstm": lambda c, p, k, **told: PixelRnn(
+        c, p, diagonal=True, width=6, blocks=2, head_width=24, colours=k, **told
+    ),
 }
 CASES = [(name, *form) for name in NETS for form in ((3, 3), (3, 1), (1, 1))]  # architecture, channels, colours
 
@@ -37,10 +44,10 @@ def make(name, channels, colours, **told):
     return net
 
 
-def influence(net, channels, colours, side=SIDE, pictures=4):
+def influence(net, channels, colours, size=(SIDE, SIDE), pictures=4):
     """bool (draws, inputs), both in the order in which they are drawn: whether a draw depends on an input, at any of
     several pictures, since a ReLU may be silent at one."""
-    pictures = torch.rand(pictures, 1, channels, side, side, dtype=torch.float64) * 2 - 1
+    pictures = torch.rand(pictures, 1, channels, *size, dtype=torch.float64) * 2 - 1
     probe = torch.randn(net(pictures[0], None, []).shape[1], dtype=torch.float64)
 
     def draws(x):
@@ -51,9 +58,10 @@ def influence(net, channels, colours, side=SIDE, pictures=4):
     return torch.stack([s.permute(0, 2, 3, 1).flatten(1) != 0 for s in slopes]).any(0)
 
 
-def allowed(channels, colours, side=SIDE):
+def allowed(channels, colours, size=(SIDE, SIDE)):
     """Strictly earlier colours; where pixels are drawn whole, colours of strictly earlier pixels."""
-    draw, read = torch.arange(side * side * colours)[:, None], torch.arange(side * side * channels)[None]
+    pixels = size[0] * size[1]
+    draw, read = torch.arange(pixels * colours)[:, None], torch.arange(pixels * channels)[None]
     return read < draw if colours == channels else read // channels < draw
 
 
@@ -63,7 +71,9 @@ def test_no_draw_depends_on_what_is_drawn_later(name, channels, colours):
     assert not (seen & ~allowed(channels, colours)).any()
 
 
-@pytest.mark.parametrize(("name", "channels", "colours"), [case for case in CASES if case[0] != "pixelcnn"])
+@pytest.mark.parametrize(
+    ("name", "channels", "colours"), [case for case in CASES if case[0] in ("gated", "pixelcnn++")]
+)
 def test_every_earlier_colour_is_seen(name, channels, colours):
     seen = influence(make(name, channels, colours), channels, colours)
     missing = (allowed(channels, colours) & ~seen).nonzero()
@@ -74,7 +84,7 @@ def test_the_2016_network_has_exactly_the_blind_spot_of_its_kernels():
     side = 6
     first = {(y, x) for y in range(4) for x in range(-3, 4) if y or x < 0}
     block = {(0, -1), (0, 0), (1, -1), (1, 0), (1, 1)}
-    seen = influence(make("pixelcnn", 1, 1), 1, 1, side)
+    seen = influence(make("pixelcnn", 1, 1), 1, 1, (side, side))
     expected = torch.zeros_like(seen)
     places = range(side)
     for r, c, (dy, dx), (ey, ex) in itertools.product(places, places, first, block):
@@ -82,7 +92,123 @@ def test_the_2016_network_has_exactly_the_blind_spot_of_its_kernels():
         if all(place in places for place in via + at):
             expected[r * side + c, at[0] * side + at[1]] = True
     assert torch.equal(seen, expected)
-    assert (allowed(1, 1, side) & ~seen).any()
+    assert (allowed(1, 1, (side, side)) & ~seen).any()
+
+
+def row_lstm_context(height, width, layers):
+    """Which pixels each place sees, from the definition: a 7x7 mask A, then per layer a triangle of states."""
+    places = list(itertools.product(range(height), range(width)))
+    first = {(y, x) for y in range(4) for x in range(-3, 4) if y or x < 0}
+    stream = {(r, c): {(r - y, c + x) for y, x in first} & set(places) for r, c in places}
+    for _ in range(layers):
+        states = {}
+        for r, c in places:
+            states[r, c] = stream[r, c] | stream.get((r, c - 1), set())
+            states[r, c] |= set().union(*(states.get((r - 1, c + x), set()) for x in (-1, 0, 1)))
+        stream = {place: stream[place] | states[place] for place in places}
+    return torch.tensor([[read in stream[place] for read in places] for place in places])
+
+
+def rnn(diagonal, layers=1, channels=1, colours=1):
+    torch.manual_seed(0)
+    net = PixelRnn(channels, 12, diagonal=diagonal, width=6, blocks=layers, head_width=24, colours=colours)
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return net.double()
+
+
+@pytest.mark.parametrize(("size", "layers", "share"), [((5, 5), 1, 0.987), ((4, 9), 1, 0.784), ((4, 9), 3, None)])
+def test_row_lstm_sees_exactly_its_triangle(size, layers, share):
+    seen = influence(rnn(False, layers), 1, 1, size)
+    assert torch.equal(seen, row_lstm_context(*size, layers))
+    if share:  # of earlier pixels, measured by others
+        assert (seen.sum() / allowed(1, 1, size).sum()).item() == pytest.approx(share, abs=5e-4)
+
+
+@pytest.mark.parametrize(("size", "layers"), [((5, 5), 1), ((4, 7), 1), ((4, 7), 3)])
+def test_diagonal_bilstm_sees_all_but_the_last_pixel_of_the_row_above(size, layers):
+    (height, width), seen = size, influence(rnn(True, layers), 1, 1, size)
+    expected = allowed(1, 1, size)
+    for r, c in itertools.product(range(1, height), range(width - 4)):
+        expected[r * width + c, r * width - 1] = False
+    assert torch.equal(seen, expected)
+
+
+def test_in_order_of_colours_diagonal_bilstm_misses_only_that_pixels_last_colour():
+    seen = influence(rnn(True, 1, 3, 3), 3, 3, (3, 6))
+    expected = allowed(3, 3, (3, 6))
+    for r, c, k in itertools.product((1, 2), range(2), range(3)):
+        expected[(r * 6 + c) * 3 + k, r * 18 - 1] = False
+    assert torch.equal(seen, expected)
+
+
+def test_without_the_shift_the_direction_from_the_right_leaks(monkeypatch):
+    monkeypatch.setattr(pixelrnn, "down", lambda x: x)
+    assert (influence(rnn(True), 1, 1) & ~allowed(1, 1)).any()
+
+
+def test_the_direction_from_the_right_adds_nothing_to_the_first_row():
+    net, x = rnn(True), torch.rand(2, 1, 3, 5, dtype=torch.float64)
+    before = net(x, None, [])
+    net.blocks[0].recur.data[1].add_(1)
+    same = (net(x, None, []) == before).all(3).all(1)
+    assert same[:, 0].all() and not same[:, 1:].any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1), (3, 7), (6, 4)])
+def test_the_states_are_those_of_the_equations_cell_by_cell(height, width):
+    """Row LSTM and both directions of Diagonal BiLSTM, as written, a cell after the other."""
+    for diagonal in (False, True):
+        layer = rnn(diagonal).blocks[0]
+        gates = torch.randn(2, 24 * layer.directions, height, width, dtype=torch.float64)
+        found = layer.states(gates)
+        zero = gates.new_zeros(2, 6)
+        for way in range(layer.directions):
+            across = range(width) if way == 0 else range(width - 1, -1, -1)
+            back, weights = (-1 if way == 0 else 1), layer.recur[way].unflatten(0, (layer.taps, 6))
+            cells, states = {}, {}
+            for r, c in itertools.product(range(height), across):
+                reads = [(r - 1, c), (r, c + back)] if diagonal else [(r - 1, c + x) for x in (-1, 0, 1)]
+                total = gates[:, 24 * way : 24 * way + 24, r, c]
+                total = total + sum(states.get(p, zero) @ w for p, w in zip(reads, weights, strict=True))
+                o, f, i = (torch.sigmoid(total[:, 6 * n : 6 * n + 6]) for n in range(3))
+                cells[r, c] = f * cells.get(reads[1], zero) + i * torch.tanh(total[:, 18:])
+                states[r, c] = o * torch.tanh(cells[r, c])
+                torch.testing.assert_close(found[way, :, :, r, c], states[r, c], atol=1e-12, rtol=1e-12)
+
+
+def test_the_order_of_cells_is_undone_in_values_and_gradients():
+    sweep = diagonal_sweep(3, 5)
+    x = torch.randn(2, 15, 1, dtype=torch.float64, requires_grad=True)
+    inverse = sweep.order.argsort(1)
+    assert torch.equal(Reorder.apply(Reorder.apply(x, sweep.order, inverse), inverse, sweep.order), x)
+    assert torch.autograd.gradcheck(lambda x: Reorder.apply(x, sweep.order, inverse), x)
+    assert sweep.order[0, :6].tolist() == [0, 1, 5, 2, 6, 10] and sweep.order[1, :3].tolist() == [4, 3, 9]
+
+
+def test_a_wider_row_lstm_pixel_by_pixel():
+    torch.manual_seed(0)
+    net = PixelRnn(1, 12, diagonal=False, kernel=5, width=6, blocks=2, head_width=12, colours=1).double()
+    x, parts = torch.rand(1, 1, 4, 6, dtype=torch.float64), []
+    with torch.no_grad():
+        steps = net.steps(1, (4, 6), None, [])
+        for row in range(4):
+            steps.start_row(row)
+            for column in range(6):
+                parts.append(steps.parameters(column, 0).clone())
+                steps.put(column, 0, x[:, :, row, column])
+        torch.testing.assert_close(torch.stack(parts, 2).view(1, 12, 4, 6), net(x, None, []), atol=1e-13, rtol=1e-12)
+
+
+def test_bfloat16_keeps_the_cell_state_in_float32():
+    net = rnn(True, 2).float()
+    x = torch.rand(2, 1, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x, None, [])
+        assert net.blocks[0].states(torch.randn(1, 48, 4, 4, dtype=torch.bfloat16)).dtype == torch.float32
+    out.float().square().mean().backward()
+    torch.testing.assert_close(out.float(), net(x, None, []), atol=0.05, rtol=0.05)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_without_the_shift_the_vertical_stack_leaks(monkeypatch):

@@ -3,23 +3,24 @@
 import itertools
 import math
 import os
-import re
-import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import public_pixelcnnpp
 from condgen.errors import ConfigError, ShapeError
 from condgen.losses.logistic_mixture import logistic_log_mass, mixture_log_prob
+from condgen.nn.incremental import PlainSteps, softmax_sample
 from condgen.nn.pixelcnnpp import PixelCnnPp
 from condgen.pixels import pixels_to_float, pixels_to_uint8
 from condgen.rng import RowRandom, StepRandom
 from condgen.systems.base import HasLikelihood
-from condgen.systems.pixelcnn import PixelCnn, PlainSteps, softmax_sample
+from condgen.systems.pixelcnn import PixelCnn
 from condgen.types import Batch, Condition, ConditionSpec, Image, ImageSpec, LabelSpec, TargetSpec
 
-FORMS = list(itertools.product(("pixelcnn", "gated", "pixelcnn++"), ("softmax", "mixture")))
+ARCHITECTURES = ("pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm")
+FORMS = list(itertools.product(ARCHITECTURES, ("softmax", "mixture")))
 each_form = pytest.mark.parametrize(("architecture", "likelihood"), FORMS)
 RANDOM = RowRandom(0, range(1))
 
@@ -123,7 +124,7 @@ def test_samples_follow_the_likelihood(architecture, likelihood):
     assert (share - expected).abs().max() < 0.011 and expected.max() - expected.min() > 0.015
 
 
-@pytest.mark.parametrize("architecture", ["pixelcnn", "gated"])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "pixelcnn++"])
 def test_without_a_head_the_likelihood_is_that_of_uniform_pixels(architecture):
     system = tiny(architecture, "softmax")
     last = system.network.net.head.layers[-1]
@@ -178,7 +179,7 @@ def gradients(**options):
     return [p.grad for p in system.parameters()]
 
 
-@pytest.mark.parametrize("architecture", ["pixelcnn", "gated", "pixelcnn++"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_checkpointed_activations_change_no_gradient_and_no_dropout_mask(architecture):
     once, again = (gradients(architecture=architecture, checkpoint_activations=on) for on in (False, True))
     for mine, theirs in zip(once, again, strict=True):
@@ -219,17 +220,10 @@ def test_what_cannot_work_is_said_before_training(options, says):
 
 
 def public():
-    """utils, layers and model of github.com/pclucas14/pixel-cnn-pp at CONDGEN_PIXEL_CNN_PP, made to run on Python 3
-    and without a GPU: `.cuda()` and one `print` are taken out, nothing else."""
     folder = os.environ.get("CONDGEN_PIXEL_CNN_PP")
     if not folder or not (Path(folder) / "model.py").is_file():
         pytest.skip("set CONDGEN_PIXEL_CNN_PP to a checkout of github.com/pclucas14/pixel-cnn-pp")
-    module = types.ModuleType("public_pixelcnnpp")
-    for name in ("utils", "layers", "model"):
-        text = (Path(folder) / f"{name}.py").read_text().replace(".cuda()", "").replace("print e", "print(e)")
-        text = re.sub(r"^from (utils|layers) import \*", "", text, flags=re.M)
-        exec(compile(text, f"{name}.py", "exec"), module.__dict__)
-    return module
+    return public_pixelcnnpp.load(Path(folder))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -247,32 +241,6 @@ def test_the_network_equals_the_public_implementation_under_copied_weights():
     theirs = public().PixelCNN(nr_resnet=2, nr_filters=6, nr_logistic_mix=2, input_channels=3).double().eval()
     torch.manual_seed(0)
     ours = PixelCnnPp(3, 20, width=6, blocks=2, scales=3, dropout=0.5, colours=1, head_width=6).double().eval()
-    state = theirs.state_dict()
-
-    def copy(module, name, transposed=False):
-        weight = state[f"{name}.weight_v"]
-        norm = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1))
-        weight = weight / norm * state[f"{name}.weight_g"]  # theirs norms a transposed weight by its inputs
-        module.v.data = weight.view(module.v.shape)
-        module.g.data = weight.transpose(0, 1).flatten(1).norm(dim=1) if transposed else weight.flatten(1).norm(dim=1)
-        module.b.data = state[f"{name}.bias"]
-
-    def block(module, name):
-        copy(module.conv_in, f"{name}.conv_input.conv"), copy(module.conv_out, f"{name}.conv_out.conv")
-        if module.skip is not None:
-            copy(module.skip, f"{name}.nin_skip.lin_a")
-
-    copy(ours.first_u, "u_init.conv"), copy(ours.first_above, "ul_init.0.conv"), copy(ours.first_left, "ul_init.1.conv")
-    for scale in range(3):
-        for stream, up, back in (("u", ours.up_u, ours.back_u), ("ul", ours.up_ul, ours.back_ul)):
-            for i, module in enumerate(up[scale]):
-                block(module, f"up_layers.{scale}.{stream}_stream.{i}")
-            for i, module in enumerate(back[scale]):
-                block(module, f"down_layers.{2 - scale}.{stream}_stream.{i}")
-    for i in range(2):
-        copy(ours.halve_u[i], f"downsize_u_stream.{i}.conv"), copy(ours.halve_ul[i], f"downsize_ul_stream.{i}.conv")
-        copy(ours.double_u[i], f"upsize_u_stream.{1 - i}.deconv", transposed=True)
-        copy(ours.double_ul[i], f"upsize_ul_stream.{1 - i}.deconv", transposed=True)
-    copy(ours.head.out, "nin_out.lin_a")
+    public_pixelcnnpp.copy_weights(theirs, ours)
     x = pictures(side=8)
     torch.testing.assert_close(ours(x, None, []), theirs(x), atol=1e-10, rtol=1e-10)

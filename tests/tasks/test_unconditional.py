@@ -74,7 +74,7 @@ def test_scores_and_hooks_without_a_condition(file, tmp_path):
     bpd = scores["bpd"]
     assert bpd.value == pytest.approx(logged, abs=1) and bpd.floor == pytest.approx(8, abs=0.3)
     fields = parse(bpd.signature).fields
-    assert (fields["n"], fields["k"], fields["split"]) == ("16", "1", "test")
+    assert (fields["n"], fields["draws"], fields["split"]) == ("16", "1", "test")
     assert fields["data"].startswith("npz#") and fields["likelihood"] == "lower bound (ELBO)"
 
 
@@ -84,7 +84,7 @@ def test_more_draws_are_an_option(file):
         next(s for s in m.task.score(made.system, m, World(), m.config.eval) if s.name == "bpd")
         for m in (built(file), made)
     )
-    assert five.value < one.value and parse(five.signature).fields["k"] == "5"
+    assert five.value < one.value and parse(five.signature).fields["draws"] == "5"
 
 
 def test_scores_of_sets_are_an_option_and_small_fids_have_to_be_forced(file):

@@ -1,0 +1,165 @@
+"""Video pixel networks: blocks of multiplicative units, encoders that keep the resolution, a convolutional LSTM.
+
+Kalchbrenner, van den Oord, Simonyan, Danihelka, Vinyals, Graves, Kavukcuoglu 2017, "Video Pixel Networks", ICML,
+arXiv:1610.00527. No code was released; where the paper is silent, `docs/parity-vpn.md` says what was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condgen.nn.causal import ConditionBias, run
+
+Kind = Literal["multiplicative", "relu"]
+Make = Callable[[int, int, int], nn.Module]  # (inputs, outputs, kernel) -> a convolution that keeps the resolution
+GATES: dict[str, int] = {"multiplicative": 4, "relu": 1}
+PATTERN = (1, 2, 4, 8)  # dilations of successive blocks, as published; then from the start again
+QUIET = 0.1  # gain of the last convolution: an untrained network gives nearly uniform probabilities
+
+
+def multiply(gates: Tensor, h: Tensor, dim: int = 1) -> Tensor:
+    """g1 tanh(g2 h + g3 u) of gates (4c): sigmoids g1, g2, g3 and u = tanh of the last quarter. h (c) is the memory."""
+    width = h.shape[dim]
+    g1, g2, g3 = torch.sigmoid(gates.narrow(dim, 0, 3 * width)).chunk(3, dim)
+    u = torch.tanh(gates.narrow(dim, 3 * width, width))
+    return g1 * torch.tanh(torch.addcmul(g2 * h, g3, u))
+
+
+def activate(gates: Tensor, h: Tensor, kind: Kind, dim: int = 1) -> Tensor:
+    """What a unit makes of its convolution: `multiply`, or a plain ReLU."""
+    return multiply(gates, h, dim) if kind == "multiplicative" else F.relu(gates)
+
+
+class Unit(nn.Module):
+    """h (B, c, H, W) -> the same shape. The four convolutions of a multiplicative unit are one, gate after gate."""
+
+    def __init__(self, conv: nn.Module, kind: Kind, outputs: int, vector: int, maps: int) -> None:
+        super().__init__()
+        self.conv, self.kind = conv, kind
+        self.told = ConditionBias(vector, maps, outputs)
+
+    def forward(self, h: Tensor, vector: Tensor | None, maps: Tensor | None, extra: Tensor | None = None) -> Tensor:
+        gates = self.conv(h)
+        told = self.told(vector, maps)
+        gates = gates if told is None else gates + told
+        return activate(gates if extra is None else gates + extra, h, self.kind)
+
+
+def units(width: int, make: Make, kind: Kind, vector: int, maps: int) -> nn.ModuleList:
+    """The two 3 x 3 units of a block."""
+    outputs = GATES[kind] * width
+    return nn.ModuleList(Unit(make(width, outputs, 3), kind, outputs, vector, maps) for _ in range(2))
+
+
+class Block(nn.Module):
+    """x + 1x1(unit(unit(1x1(x)))): 2c -> c -> c -> c -> 2c. With `outputs` it ends in them, without the residual."""
+
+    def __init__(self, width: int, make: Make, kind: Kind, *, vector: int = 0, maps: int = 0, outputs: int = 0) -> None:
+        super().__init__()
+        self.narrow = make(2 * width, width, 1)
+        self.units = units(width, make, kind, vector, maps)
+        self.widen = make(width, outputs or 2 * width, 1)
+        self.residual = not outputs
+        if outputs:
+            with torch.no_grad():
+                self.widen.weight.mul_(QUIET)  # type: ignore[operator]
+
+    def forward(self, x: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
+        h = self.narrow(x)
+        for unit in self.units:
+            h = unit(h, vector, maps)
+        y = self.widen(h)
+        return x + y if self.residual else y
+
+
+def convolution(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A convolution that sees all around it, kept at unit gain."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
+    nn.init.normal_(conv.weight, std=(inputs * kernel**2) ** -0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class Encoder(nn.Module):
+    """One frame (B, C + A, H, W), its action replicated over space -> codes (B, 2 width, H, W).
+
+    dilated   3 x 3 convolutions of successive blocks are dilated by 1, 2, 4, 8, 1, 2, ...
+    vector    width of a vector that enters with the frame
+    """
+
+    def __init__(
+        self, channels: int, *, width: int, blocks: int, kind: Kind, dilated: bool, vector: int, save_memory: bool
+    ) -> None:
+        super().__init__()
+        self.save_memory = save_memory
+        self.enter = convolution(channels, 2 * width, 1)
+        self.told = ConditionBias(vector, 0, 2 * width)
+
+        def made(dilation: int) -> Make:
+            return lambda i, o, k: convolution(i, o, k, dilation if k > 1 else 1)
+
+        self.blocks = nn.ModuleList(
+            Block(width, made(PATTERN[i % len(PATTERN)] if dilated else 1), kind) for i in range(blocks)
+        )
+
+    def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
+        x, told = self.enter(x), self.told(vector, None)
+        x = x if told is None else x + told
+        for block in self.blocks:
+            x = run(block, (x, None, None), self.save_memory)
+        return x
+
+
+State = tuple[Tensor, Tensor]
+
+
+class ConvLstm(nn.Module):
+    """Shi et al. 2015, arXiv:1506.04214, without peepholes: 3 x 3, gates i, f, o sigmoid and g tanh, forget bias 1."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.inward = convolution(inputs, 4 * hidden, 3)
+        self.back = convolution(hidden, 4 * hidden, 3, bias=False)
+        assert self.inward.bias is not None
+        nn.init.ones_(self.inward.bias[hidden : 2 * hidden])
+
+    def forward(self, x: Tensor, state: State | None) -> State:
+        """x (B, inputs, H, W) and (h, cell) before it -> (h, cell)."""
+        gates = self.inward(x)
+        if state is not None:
+            gates = gates + self.back(state[0])
+        i, f, o, g = gates.chunk(4, 1)
+        new = torch.sigmoid(i) * torch.tanh(g)
+        cell = new if state is None else torch.sigmoid(f) * state[1] + new
+        return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+class IndependentDecoder(nn.Module):
+    """The VPN baseline: every pixel and colour from the past frames alone. `x` is not looked at.
+
+    Blocks without masks on the context (B, maps, H, W) -> parameters (B, P, H, W).
+    """
+
+    def __init__(
+        self, outputs: int, *, width: int, blocks: int, kind: Kind, vector: int, maps: int, save_memory: bool
+    ) -> None:
+        super().__init__()
+        self.save_memory = save_memory
+        self.enter = ConditionBias(vector, maps, 2 * width)
+        self.blocks = nn.ModuleList(
+            Block(width, convolution, kind, outputs=outputs if i == blocks - 1 else 0) for i in range(blocks)
+        )
+
+    def forward(self, x: Tensor | None, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
+        y = self.enter(vector, maps[0])
+        for block in self.blocks:
+            y = run(block, (y, None, None), self.save_memory)
+        assert isinstance(y, Tensor)
+        return y
