@@ -51,7 +51,7 @@ class FeatureStatistics:
                 raise ShapeError(f"features of width {rows.shape[1]} cannot join features of width {len(self.point)}")
             centred = rows.to(self.point.device) - self.point
             self.total += centred.sum(0)
-            self.scatter.addmm_(centred.T, centred)
+            self.scatter += _gram(centred)
             self.count += len(rows)
         return self
 
@@ -86,6 +86,14 @@ class FeatureStatistics:
 def gaussian_of(features: Tensor) -> Gaussian:
     """The Gaussian of features (N, d)."""
     return FeatureStatistics().add(features).gaussian()
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rows^T rows; on the CPU by numpy, which sees that it is symmetric and works out one half."""
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    held = rows.numpy()
+    return torch.from_numpy(held.T @ held)
 
 
 def to_float64(values: Tensor) -> Tensor:
