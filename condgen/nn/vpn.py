@@ -1,7 +1,7 @@
 """Video pixel networks: blocks of multiplicative units, encoders that keep the resolution, a convolutional LSTM.
 
 Kalchbrenner, van den Oord, Simonyan, Danihelka, Vinyals, Graves, Kavukcuoglu 2017, "Video Pixel Networks", ICML,
-arXiv:1610.00527. No code was released; where the paper is silent, `docs/parity-vpn.md` says what was chosen.
+arXiv:1610.00527. No code was released; where the paper is silent, `docs/parity.md` says what was chosen.
 """
 
 from __future__ import annotations

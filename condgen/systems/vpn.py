@@ -1,7 +1,7 @@
 """Video pixel networks: clips from past frames, frame by frame and pixel by pixel, with exact likelihood.
 
 Kalchbrenner, van den Oord, Simonyan, Danihelka, Vinyals, Graves, Kavukcuoglu 2017, "Video Pixel Networks", ICML,
-arXiv:1610.00527. What was chosen where the paper is silent is said in docs/parity-vpn.md.
+arXiv:1610.00527. What was chosen where the paper is silent is said in docs/parity.md.
 """
 
 from __future__ import annotations
