@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from condgen.engine.run import RunFolder
     from condgen.engine.world import World
 
+SENSITIVITY_ROWS = 16
+
 
 class Task(ABC):
     """conditions  fields of `Condition` that define the task: its data must provide them
@@ -87,6 +89,13 @@ def sensitivity_hook(probe: Condition, every: int) -> Hook:
         return {f"sensitivity/{m.field}": m.swap for m in measured if m.swap is not None}
 
     return Hook("sensitivity", every, run)
+
+
+def sensitivity_scores(system: System, condition: Condition, *, about: Mapping[str, str], seed: int) -> list[Score]:
+    """Condition sensitivity on the first SENSITIVITY_ROWS rows, 2 or more."""
+    probe = condition.index(slice(0, SENSITIVITY_ROWS))
+    measured = condition_sensitivity(system, probe, seed=seed)
+    return [score for one in measured for score in one.scores(seed=seed, rows=len(probe), about=dict(about))]
 
 
 def rows_of(built: Built, data: DataSource, count: int, *, seed: int) -> tuple[Condition, Tensor, list[str]]:

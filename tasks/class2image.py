@@ -29,11 +29,17 @@ from condgen.metrics.classifier import (
 from condgen.metrics.diversity import WINDOW, diversity_scores
 from condgen.metrics.quality import Labels, quality_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
 from condgen.show.drawing import draw_grid
 from condgen.systems.base import System
-from condgen.task import Task, judged, rows_of, sensitivity_hook
+from condgen.task import (
+    SENSITIVITY_ROWS,
+    Task,
+    judged,
+    rows_of,
+    sensitivity_hook,
+    sensitivity_scores,
+)
 from condgen.types import Sample
 
 if TYPE_CHECKING:
@@ -43,7 +49,6 @@ if TYPE_CHECKING:
     from condgen.engine.world import World
 
 COLUMNS = 8
-SENSITIVITY_ROWS = 16
 SHRINK = (64, 32)  # px, of class accuracy
 LISTED = 20  # class names that a signature spells out
 LOOKED_THROUGH = 512  # rows that are read to find one of each class
@@ -116,9 +121,7 @@ class Class2Image(Task):
             fake, real, other, about=about, labels=labels if self.per_class else None, **judged(built, world)
         )
         if len(condition) > 1:
-            probe = condition.index(slice(0, SENSITIVITY_ROWS))
-            for one in condition_sensitivity(system, probe, seed=options.seed):
-                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+            scores += sensitivity_scores(system, condition, about=about, seed=options.seed)
         return scores
 
     def by_class(

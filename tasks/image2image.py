@@ -18,12 +18,18 @@ from condgen.metrics.label_recovery import cached_segmenter, find_labels, label_
 from condgen.metrics.paired import paired_scores
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.pixels import pixels_to_float
 from condgen.show.drawing import draw_grid
 from condgen.show.pictures import by_class
 from condgen.systems.base import System
-from condgen.task import Task, judged, rows_of, sensitivity_hook
+from condgen.task import (
+    SENSITIVITY_ROWS,
+    Task,
+    judged,
+    rows_of,
+    sensitivity_hook,
+    sensitivity_scores,
+)
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -33,7 +39,6 @@ if TYPE_CHECKING:
     from condgen.engine.world import World
 
 COLUMNS = 3
-SENSITIVITY_ROWS = 16
 KID_ROWS = 4  # with fewer held-out pairs there is no KID
 
 
@@ -112,7 +117,5 @@ class Image2Image(Task):
                 device=world.device, say=print,
             )  # fmt: skip
             scores += label_scores(judge, labels, fake, real, condition.image.pixels, about=about, seed=options.seed)
-        probe = condition.index(slice(0, SENSITIVITY_ROWS))
-        for one in condition_sensitivity(system, probe, seed=options.seed):
-            scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+        scores += sensitivity_scores(system, condition, about=about, seed=options.seed)
         return scores

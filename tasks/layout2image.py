@@ -20,10 +20,18 @@ from condgen.metrics.pose import Finder, cached_finder
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.show.drawing import draw_grid
 from condgen.systems.base import System
-from condgen.task import Task, evaluator_of, judged, rows_of, sensitivity_hook, splits
+from condgen.task import (
+    SENSITIVITY_ROWS,
+    Task,
+    evaluator_of,
+    judged,
+    rows_of,
+    sensitivity_hook,
+    sensitivity_scores,
+    splits,
+)
 from condgen.types import Boxes, Condition
 
 if TYPE_CHECKING:
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
     from condgen.engine.world import World
 
 COLUMNS = 4
-SENSITIVITY_ROWS = 16
 STRIP_ROWS = 4
 STRIP = ((0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0))  # corners of boxes of half a side
 HALF = 0.5
@@ -135,9 +142,7 @@ class Layout2Image(Task):
             scores += quality_scores(
                 fake, real, asked["train"][1], about=about, evaluator=judge, **judged(built, world)
             )
-            probe = condition.index(slice(0, SENSITIVITY_ROWS))
-            for one in condition_sensitivity(system, probe, seed=options.seed):
-                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+            scores += sensitivity_scores(system, condition, about=about, seed=options.seed)
         return scores
 
     def _by_foreground(self, seen: tuple[Condition, Tensor, list[str]], names: Sequence[str]) -> bool:

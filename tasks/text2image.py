@@ -15,10 +15,18 @@ from condgen.inference.sample import sample_over, sample_rows
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.retrieval import retrieval_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.show.drawing import draw_grid
 from condgen.systems.base import System
-from condgen.task import Task, evaluator_of, judged, rows_of, sensitivity_hook, splits
+from condgen.task import (
+    SENSITIVITY_ROWS,
+    Task,
+    evaluator_of,
+    judged,
+    rows_of,
+    sensitivity_hook,
+    sensitivity_scores,
+    splits,
+)
 from condgen.types import Condition
 
 if TYPE_CHECKING:
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
     from condgen.engine.world import World
 
 COLUMNS = 4
-SENSITIVITY_ROWS = 16
 
 
 class Text2Image(Task):
@@ -123,7 +130,5 @@ class Text2Image(Task):
             scores += quality_scores(
                 fake, real, asked["train"][1], about=about, evaluator=judge, **judged(built, world)
             )
-            probe = condition.index(slice(0, SENSITIVITY_ROWS))
-            for one in condition_sensitivity(system, probe, seed=options.seed):
-                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+            scores += sensitivity_scores(system, condition, about=about, seed=options.seed)
         return scores

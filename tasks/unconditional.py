@@ -18,19 +18,23 @@ from condgen.inference.sample import sample_over, sample_rows, sampling
 from condgen.metrics.likelihood import Binarise, bits_per_dim, has_bits
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
-from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.options import Range
 from condgen.show.drawing import draw_grid
 from condgen.systems.base import HasLatent, HasLikelihood, System
-from condgen.task import Task, judged, rows_of, sensitivity_hook
+from condgen.task import (
+    SENSITIVITY_ROWS,
+    Task,
+    judged,
+    rows_of,
+    sensitivity_hook,
+    sensitivity_scores,
+)
 
 if TYPE_CHECKING:
     from condgen.build import Built
     from condgen.engine.log import Log
     from condgen.engine.run import RunFolder
     from condgen.engine.world import World
-
-SENSITIVITY_ROWS = 16
 
 
 class Unconditional(Task):
@@ -126,9 +130,7 @@ class Unconditional(Task):
             ]  # fmt: skip
         scores += quality_scores(fake, real, other, about=about, train_pictures=pool, **judged(built, world))
         if len(condition) > 1:
-            probe = condition.index(slice(0, SENSITIVITY_ROWS))
-            for one in condition_sensitivity(system, probe, seed=options.seed):
-                scores += one.scores(seed=options.seed, rows=len(probe), about=about)
+            scores += sensitivity_scores(system, condition, about=about, seed=options.seed)
         return scores
 
 

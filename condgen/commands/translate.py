@@ -148,7 +148,7 @@ def _globbed(path: Path) -> tuple[Path, list[Path]]:
     hidden = any(part.startswith(".") for part in rest)
     try:
         found = [p for p in base.glob("/".join(rest)) if _is_file(p)]
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is no glob that can be read: {error}") from error
     return base, [p for p in found if hidden or not any(x.startswith(".") for x in p.relative_to(base).parts)]
 
