@@ -97,7 +97,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
 
 def spread(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """A transposed convolution: x (B, I, *positions), weight (I, O, *kernel) -> (B, O, *pixels)."""
-    patches = F.linear(x.movedim(1, -1).flatten(0, -2), weight.movedim(1, -1).flatten(1).t())
+    # a product and no linear layer: its gradient lies as the kernel does
+    patches = x.movedim(1, -1).flatten(0, -2) @ weight.movedim(1, -1).flatten(1)
     made: Tensor = Pixels.apply(patches.view(len(x), *x.shape[2:], *window.kernel, -1), window)
     if bias is not None:
         made = made + bias.to(made.dtype).view(-1, *[1] * len(window.kernel))
