@@ -32,6 +32,12 @@ NETS = {
     "diagonal_bilstm": lambda c, p, k, **told: PixelRnn(
         c, p, diagonal=True, width=6, blocks=2, head_width=24, colours=k, **told
     ),
+    "row_lstm-skip": lambda c, p, k, **told: PixelRnn(
+        c, p, diagonal=False, skip=True, width=6, blocks=3, head_width=24, colours=k, **told
+    ),
+    "diagonal_bilstm-skip": lambda c, p, k, **told: PixelRnn(
+        c, p, diagonal=True, skip=True, width=6, blocks=2, head_width=24, colours=k, **told
+    ),
 }
 CASES = [(name, *form) for name in NETS for form in ((3, 3), (3, 1), (1, 1))]  # architecture, channels, colours
 
@@ -109,9 +115,9 @@ def row_lstm_context(height, width, layers):
     return torch.tensor([[read in stream[place] for read in places] for place in places])
 
 
-def rnn(diagonal, layers=1, channels=1, colours=1):
+def rnn(diagonal, layers=1, channels=1, colours=1, skip=False):
     torch.manual_seed(0)
-    net = PixelRnn(channels, 12, diagonal=diagonal, width=6, blocks=layers, head_width=24, colours=colours)
+    net = PixelRnn(channels, 12, diagonal=diagonal, width=6, blocks=layers, head_width=24, colours=colours, skip=skip)
     for parameter in net.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     return net.double()
@@ -140,6 +146,28 @@ def test_in_order_of_colours_diagonal_bilstm_misses_only_that_pixels_last_colour
     for r, c, k in itertools.product((1, 2), range(2), range(3)):
         expected[(r * 6 + c) * 3 + k, r * 18 - 1] = False
     assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_skips_lead_from_every_layer_to_the_output_beside_the_residuals(diagonal):
+    plain, net = rnn(diagonal, 3, 3, 3), rnn(diagonal, 3, 3, 3, skip=True)
+    assert sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in plain.parameters()) == 3 * (6 * 12 + 12)
+    x = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for name, value in plain.state_dict().items():
+            held = net.state_dict()[name]
+            held[: len(value)].copy_(value), held[len(value) :].zero_()  # no skips: the rest is the network without
+        torch.testing.assert_close(net(x, None, []), plain(x, None, []), atol=1e-13, rtol=0)
+        for layer in net.blocks:  # what a skip adds joins the stream at the end
+            layer.widen.bias[12:] += 0.5
+        net.head = plain.head = torch.nn.Identity()
+        torch.testing.assert_close(net(x, None, []) - plain(x, None, []), torch.full((2, 12, 4, 5), 1.5).double())
+        base = net(x, None, [])
+        for layer in net.blocks:
+            layer.widen.weight[12:].normal_()
+            now = net(x, None, [])
+            assert (now != base).any()
+            base = now
 
 
 def test_without_the_shift_the_direction_from_the_right_leaks(monkeypatch):

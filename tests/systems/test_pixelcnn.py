@@ -19,7 +19,9 @@ from condgen.systems.base import HasLikelihood
 from condgen.systems.pixelcnn import PixelCnn
 from condgen.types import Batch, Condition, ConditionSpec, Image, ImageSpec, LabelSpec, TargetSpec
 
-ARCHITECTURES = ("pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm")
+ARCHITECTURES = (
+    "pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm", "row_lstm skip", "diagonal_bilstm skip"
+)  # fmt: skip
 FORMS = list(itertools.product(ARCHITECTURES, ("softmax", "mixture")))
 each_form = pytest.mark.parametrize(("architecture", "likelihood"), FORMS)
 RANDOM = RowRandom(0, range(1))
@@ -28,6 +30,8 @@ RANDOM = RowRandom(0, range(1))
 def tiny(architecture="pixelcnn++", likelihood="mixture", side=4, channels=3, told=False, **options):
     torch.manual_seed(0)
     options = {"width": 6, "blocks": 2, "scales": 2, "kernel": 3, "mixtures": 2, "dropout": 0.0, **options}
+    architecture, _, skip = architecture.partition(" ")
+    options |= {"skip": True} if skip else {}
     spec = ConditionSpec(label=LabelSpec(3), image=ImageSpec(1, side, side)) if told else ConditionSpec()
     system = PixelCnn(
         condition=spec, target=TargetSpec(channels, side, side), architecture=architecture, likelihood=likelihood,
@@ -211,6 +215,7 @@ def test_evaluation_neither_initialises_nor_drops():
         ({"side": 5}, "multiples of 2"),
         ({"channels": 2}, "likelihood=softmax"),
         ({"kernel": 4}, "odd number"),
+        ({"skip": True}, "for row_lstm and diagonal_bilstm"),
         ({"architecture": "gated", "likelihood": "softmax", "width": 8}, "multiples of 3"),
     ],
 )
