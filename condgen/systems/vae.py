@@ -155,6 +155,10 @@ class Vae(System):
             return self.observation.draw(raw, random)
         return self.observation.mean(raw)
 
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        return {"sample_mode": self.sample_mode}
+
     # likelihood
 
     @property

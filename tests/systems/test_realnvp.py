@@ -183,6 +183,7 @@ def test_encode_and_decode_are_inverse(norm):
 
 
 def test_temperature_scales_the_noise():
+    assert tiny().sample_fields == {} and tiny(temperature=0.7).sample_fields == {"temperature": "0.7"}
     system = tiny().eval()
     noise = RowRandom(0, range(4)).randn(3, 8, 8)
     with torch.no_grad():
