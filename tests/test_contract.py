@@ -153,7 +153,9 @@ def test_phases_train_disjoint_parameters_and_gradient_reaches_all_of_them(name,
         losses = phase.loss(data, random())
         assert losses is not None and losses["loss"].dim() == 0 and torch.isfinite(losses["loss"])
         losses["loss"].backward()
-        silent = [n for n, p in system.named_parameters() if n in names and (p.grad is None or not p.grad.any())]
+        left = [n for n, p in system.named_parameters() if n in names and p.grad is None]
+        assert not left, f"{phase.name}: no part of the loss, so several processes could not be synchronised: {left}"
+        silent = [n for n, p in system.named_parameters() if n in names and not p.grad.any()]
         # a unit that is dead for this batch may be silent, a whole network may not
         assert len(silent) < 0.2 * len(names), f"{phase.name}: no gradient in {silent[:5]}"
     assert seen == {n for n, p in system.named_parameters() if p.requires_grad}

@@ -65,7 +65,9 @@ def test_scores_are_those_of_one_process(ran, tmp_path, monkeypatch, case):
     assert {"bpd", "fid", "kid", "is", "precision", "recall", "density", "coverage", "memorised", "parzen"} <= {*alone}
     for name, values in alone.items():
         for mine, theirs in zip(values, first[name], strict=True):
-            assert theirs == (mine if mine is None or isinstance(mine, str) else pytest.approx(mine, rel=1e-5, abs=1e-6))
+            assert theirs == (
+                mine if mine is None or isinstance(mine, str) else pytest.approx(mine, rel=1e-5, abs=1e-6)
+            )
 
 
 @pytest.mark.slow

@@ -65,6 +65,39 @@ def test_the_probabilities_of_all_binary_pictures_sum_to_one(architecture, likel
 
 
 @each_form
+def test_so_they_do_under_every_condition_as_a_vector_and_as_a_map(architecture, likelihood):
+    """Over all 16 pictures, and for each of three conditions, of which no two give the same probabilities."""
+    system = tiny(architecture, likelihood, side=2, channels=1, values=2, told=True).double()
+    every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).double().view(16, 1, 2, 2)
+    one, two = asked(2, side=2).index([0]), asked(2, side=2).index([1])
+    found = []
+    for told in (one, Condition(label=two.label, image=one.image), Condition(label=one.label, image=two.image)):
+        with torch.no_grad():
+            chances = system.log_prob(every, told.index([0] * 16), random=RANDOM).exp()
+        assert chances.sum().item() == pytest.approx(1, abs=1e-9)
+        found.append(chances)
+    assert all((a - b).abs().max() > 1e-6 for a, b in itertools.combinations(found, 2))
+
+
+@each_form
+def test_every_form_draws_rows_apart_and_teaches_every_parameter(architecture, likelihood):
+    """What tests/test_contract.py asks of the tiny preset."""
+    system = tiny(architecture, likelihood, told=True)
+    together = system.sample(asked(3), random=RowRandom(5, range(3)))
+    apart = [system.sample(asked(3).index([i]), random=RowRandom(5, [i])) for i in range(3)]
+    assert torch.equal(together, torch.cat(apart)) and together.dtype == torch.float32
+    system.train().nll_loss(Batch(pictures(3).float(), asked(3)), StepRandom(0, rows=3))["loss"].backward()
+    silent = [name for name, p in system.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+    other = tiny(architecture, likelihood, told=True, width=6)
+    for parameter in other.parameters():
+        parameter.data.add_(1)
+    other.load_state_dict(system.state_dict())
+    found, held = (s.eval().log_prob(pictures(3), asked(3), random=RANDOM) for s in (other, system))
+    assert torch.equal(found, held)
+
+
+@each_form
 def test_the_256_probabilities_of_a_pixel_sum_to_one(architecture, likelihood):
     """Over the last pixel of a grey picture, the others held: their own probability cancels."""
     system = tiny(architecture, likelihood, channels=1).double()
@@ -174,6 +207,23 @@ def test_inverse_sums_reach_every_value_and_never_leave_them():
     drawn = softmax_sample(logits, torch.linspace(0, 1, 1001)[:, None])
     share = torch.stack([(drawn == v).float().mean() for v in (torch.arange(4) * (2 / 3) - 1)])
     torch.testing.assert_close(share, torch.softmax(logits[0], 0), atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "likelihood"), [
+    ("gated", "softmax"), ("pixelcnn", "softmax"), ("row_lstm skip", "softmax"), ("diagonal_bilstm skip", "softmax"),
+])  # fmt: skip
+def test_one_batch_is_learned_by_heart(architecture, likelihood):
+    """Four grey pictures of random values: below half a bit, where a model of single pixels needs 8."""
+    system = tiny(architecture, likelihood, channels=1, width=32).train()
+    adam, data = torch.optim.Adam(system.parameters(), 5e-3), Batch(pictures(4, channels=1).float())
+    for step in range(400):
+        adam.zero_grad()
+        losses = system.nll_loss(data, StepRandom(step, rows=4))
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(system.parameters(), 1.0)
+        adam.step()
+    assert float(losses["bits_per_dim"]) < 0.5
 
 
 def gradients(**options):
