@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch

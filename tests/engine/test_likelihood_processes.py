@@ -6,8 +6,6 @@ Both processes run likelihood_child.py once; the tests read what they wrote and 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import likelihood_child as child
 import numpy as np

@@ -87,7 +87,7 @@ def test_another_value_moves_what_comes_later_and_nothing_before(name):
     picture, other = (torch.rand(1, 3, side, side, generator=random).double() * 2 - 1 for _ in range(2))
     flat = [x.permute(0, 2, 3, 1).reshape(1, count) for x in (picture, other)]  # in the order in which they are drawn
     changed = torch.where(torch.eye(count, dtype=torch.bool), flat[1], flat[0])
-    changed = changed.view(count, side, side, 3).permute(0, 3, 1, 2)
+    changed = changed.view(count, side, side, 3).permute(0, 3, 1, 2).contiguous()  # another layout rounds otherwise
     with torch.no_grad():
         base, moved = (net(x, None, []).unflatten(1, (-1, 3)).permute(0, 3, 4, 2, 1).reshape(len(x), count, -1)
                        for x in (picture.repeat(count, 1, 1, 1), changed))  # fmt: skip
