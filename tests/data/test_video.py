@@ -156,8 +156,8 @@ def test_a_seek_gives_what_a_linear_read_gives(tmp_path, name, codec, options):
 def test_a_seek_does_not_decode_from_the_beginning(tmp_path, monkeypatch, group):
     path = encode(tmp_path / "a.mp4", "libx264", {"bf": "2", "x264-params": f"{group}:keyint=12:scenecut=0"})
     seen = []
-    decoded = video._decoded
-    monkeypatch.setattr(video, "_decoded", lambda *a, **k: (seen.append(f.pts) or f for f in decoded(*a, **k)))
+    decoded = video.decoded
+    monkeypatch.setattr(video, "decoded", lambda *a, **k: (seen.append(f.pts) or f for f in decoded(*a, **k)))
     frames_of(path, start=40, stop=42)
     assert len(seen) <= 9  # a keyframe near 36 and what follows, not the 42 frames from the beginning
 
