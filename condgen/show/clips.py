@@ -187,9 +187,9 @@ def _write_video(
                     stream.codec_context.colorspace, stream.codec_context.color_range = BT601, 1
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
             if pixel_format == "yuv420p":
-                frame = frame.reformat(format=pixel_format, dst_colorspace="ITU601", dst_color_range="MPEG")
+                frame = frame.reformat(format=pixel_format, dst_colorspace="ITU601", dst_color_range="MPEG", threads=1)
             elif pixel_format != "rgb24":
-                frame = frame.reformat(format=pixel_format)
+                frame = frame.reformat(format=pixel_format, threads=1)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condgen.data import video
+from condgen.data._demux import to_pixels
 from condgen.data._stills import natural
 from condgen.data.video import frame_times, probe, read_frames
 from condgen.errors import ConfigError, DataError
@@ -364,3 +365,18 @@ def real_clips() -> Path:
     if not folder.is_dir():
         pytest.skip("shared clips are not beside this checkout")
     return folder
+
+
+def test_frames_are_converted_on_one_thread():
+    """FFmpeg's default starts a pool of threads for each frame, which took longer than decoding it."""
+    given = []
+
+    class Frame:
+        format = av.VideoFormat("yuv420p", 4, 2)
+        rotation = 0
+
+        def to_ndarray(self, **options):
+            given.append(options)
+            return np.zeros((2, 4, 3), np.uint8)
+
+    assert to_pixels(Frame()).shape == (3, 2, 4) and given == [{"format": "rgb24", "threads": 1}]
