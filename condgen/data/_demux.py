@@ -106,18 +106,15 @@ def decoded(
         yield frame
 
 
-# FFmpeg starts a pool of threads for every frame otherwise, which takes longer than the frame
-ONE_THREAD = {"threads": 1}
-
-
 def to_pixels(frame: VideoFrame) -> Tensor:
     """uint8 (3, H, W), turned as the file asks, transparency on white."""
+    # threads=1: by default FFmpeg starts a pool of threads for every frame, which takes longer than the frame
     if any(c.is_alpha for c in frame.format.components) or frame.format.has_palette:
-        rgba = frame.to_ndarray(format="rgba", **ONE_THREAD).astype(np.uint16)
+        rgba = frame.to_ndarray(format="rgba", threads=1).astype(np.uint16)
         alpha = rgba[..., 3:]
         rgb: np.ndarray = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     else:
-        rgb = cast(np.ndarray, frame.to_ndarray(format="rgb24", **ONE_THREAD))
+        rgb = cast(np.ndarray, frame.to_ndarray(format="rgb24", threads=1))
     if frame.rotation:
         rgb = np.rot90(rgb, round(frame.rotation / 90))
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))

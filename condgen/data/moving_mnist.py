@@ -4,7 +4,7 @@ Srivastava, Mansimov, Salakhutdinov, "Unsupervised learning of video representat
 arXiv:1502.04681; the generator is that of their released code (class BouncingMNIST).
 
     root = FILE.npz                arrays x_train, x_test (uint8 (N, 28, 28)), the layout of Keras
-    root = DIR                     what torchvision's MNIST takes as `root`: MNIST/raw/train-images-idx3-ubyte and t10k-...,
+    root = DIR                     what torchvision's MNIST takes: MNIST/raw/train-images-idx3-ubyte and t10k-...,
                                    unpacked or .gz as published, also in DIR itself; or mnist.npz in it
     root = mnist_test_seq.npy      the published test clips; training rows need one of the others
     root = null                    scikit-learn's 1,797 digits of 8 x 8 pixels, enlarged: offline, and not MNIST
