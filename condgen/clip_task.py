@@ -13,6 +13,7 @@ from condgen.data.base import RowDataset
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
 from condgen.inference.sample import sample_over, sample_rows, sample_streams
+from condgen.metrics.frame_nats import HasFrameNats, frame_scores, nats_per_frame
 from condgen.metrics.score import Score
 from condgen.metrics.sensitivity import condition_sensitivity
 from condgen.metrics.video import clip_extractor, curve_scores, fvd_scores, mask_scores, motion_scores, moving_pixels
@@ -21,8 +22,8 @@ from condgen.pixels import pixels_to_float
 from condgen.show.clips import grid_clip
 from condgen.show.drawing import draw_clip_strip
 from condgen.systems.base import HasStreams, System
-from condgen.task import Task, batch_of, sensitivity_hook
-from condgen.types import Condition
+from condgen.task import Task, batch_of, blocks_of, sensitivity_hook
+from condgen.types import Batch, Condition
 
 if TYPE_CHECKING:
     from condgen.build import Built
@@ -41,15 +42,24 @@ class ClipTask(Task):
     grid_rows   rows of both
     fps         of the GIF
     fvd         features of FVD and KVD: "frames" = those of eval.extractor, or "torchscript:<file>" (metrics/video.py)
+    likelihood_clips   held-out clips of nats_per_frame and bpd, read a batch at a time; 0 = eval.num_samples
+    watched     held-out clips whose nats a frame are logged during training, of a system that has them; 0 = none
     """
 
     def __init__(
-        self, *, grid_rows: Annotated[int, Range(1)] = 4, fps: Annotated[float, Range(1, 50)] = 8.0, fvd: str = "frames"
+        self,
+        *,
+        grid_rows: Annotated[int, Range(1)] = 4,
+        fps: Annotated[float, Range(1, 50)] = 8.0,
+        fvd: str = "frames",
+        likelihood_clips: Annotated[int, Range(0)] = 0,
+        watched: Annotated[int, Range(0)] = 32,
     ) -> None:
         self.grid_rows, self.fps, self.fvd = grid_rows, fps, fvd
+        self.likelihood_clips, self.watched = likelihood_clips, watched
 
     def hooks(self, built: Built, run: RunFolder, log: Log) -> Sequence[Hook]:
-        """clips, and sensitivity where there is a condition."""
+        """clips; nats where frames have a cost; sensitivity where there is a condition."""
         if not built.target.frames:
             raise ConfigError(
                 f"the task {built.config.task} makes clips, and {built.config.data_name} gives pictures; "
@@ -73,11 +83,22 @@ class ClipTask(Task):
             log.clip(step, "clips", grid_clip(clips, shown, real=real, title=f"step {step}", **about), fps=self.fps)
 
         hooks = [Hook("clips", every, draw)]
+        held_out = built.test_data
+        if self.watched and isinstance(built.system, HasFrameNats) and isinstance(held_out, RowDataset):
+            watched = batch_of(built, held_out, min(self.watched, len(held_out)), seed=1)
+
+            def nats(system: System, step: int) -> dict[str, float]:
+                assert isinstance(system, HasFrameNats)
+                found = nats_per_frame(system, watched.target, watched.condition, given=given_again(watched))
+                return {"nats_per_frame": found[0].value}
+
+            hooks.append(Hook("nats", every, nats))
         probe = batch_of(built, data, SENSITIVITY_ROWS, seed=1).condition
         return [*hooks, sensitivity_hook(probe, every)] if len(probe) > 1 else hooks
 
     def score(self, system: System, built: Built, world: World, options: Any) -> list[Score]:
-        """Curves against the true clip where a frame is given; motion, masks, KVD and FVD; sensitivity."""
+        """Nats a frame and bits where frames have a cost; curves against the true clip where a frame is given; motion,
+        masks, KVD and FVD; sensitivity."""
         data, train = built.test_data, built.train_data
         if not isinstance(data, RowDataset) or not isinstance(train, RowDataset):
             raise ConfigError(f"{built.config.data_name} is a stream; scores read rows by number. Use another data set")
@@ -88,11 +109,19 @@ class ClipTask(Task):
         ids = list(range(count))
         fake = sample_over(world, system, condition, seed=seed, ids=ids, batch_size=options.batch_size)
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
-        last = last_given(condition, batch.target)
+        last, given = last_given(condition, batch.target), given_again(batch)
         scores: list[Score] = []
+        if isinstance(system, HasFrameNats):
+            blocks = blocks_of(
+                built, data, self.likelihood_clips or options.num_samples, seed=seed, size=options.batch_size,
+                rank=world.rank, world=world.world,
+            )  # fmt: skip
+            scores += frame_scores(
+                system, blocks, given=given, reference=other, about=about, seed=seed, world=world,
+            )  # fmt: skip
         if last is not None:
             scores += curve_scores(
-                fake, batch.target, last, given=given_again(condition, batch.target), name=options.extractor,
+                fake, batch.target, last, given=given, name=options.extractor,
                 about=about, device=world.device,
             )  # fmt: skip
         if fake.shape[1] > 1:
@@ -130,8 +159,9 @@ class ClipTask(Task):
         return scores
 
 
-def given_again(condition: Condition, target: Tensor) -> int:
+def given_again(batch: Batch) -> int:
     """Frames of the condition that the clips start with (data.overlap=true), less than all of them; otherwise 0."""
+    condition, target = batch.condition, batch.target
     past = condition.frames.pixels if condition.frames is not None else None
     if past is None or past.shape[2:] != target.shape[2:] or past.shape[1] >= target.shape[1]:
         return 0

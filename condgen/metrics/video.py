@@ -49,6 +49,12 @@ def curves(fake: Tensor, real: Tensor, network: Extractor | None = None) -> dict
     return {name: values.view(rows, frames) for name, values in found.items()}
 
 
+def shown_steps(frames: int) -> list[int]:
+    """The time steps of a curve that become scores: all of them, or 16 from the first to the last."""
+    count = min(frames, SHOWN)
+    return sorted({round(i * (frames - 1) / max(count - 1, 1)) for i in range(count)})
+
+
 def curve_scores(
     fake: Tensor, real: Tensor, last: Tensor, *, given: int = 0, name: str = "auto", about: Mapping[str, str],
     device: torch.device | str = "cpu",
@@ -63,7 +69,6 @@ def curve_scores(
     made = curves(fake, real, network)
     copied = curves(last[:, None].expand_as(real), real, network)
     frames = fake.shape[1]
-    steps = sorted({round(i * (frames - 1) / max(min(frames, SHOWN) - 1, 1)) for i in range(min(frames, SHOWN))})
     scores = []
     for curve, values in made.items():
         fields = {**about, "n": str(len(fake)), "frames": str(frames), "floor": "copied-last-frame"}
@@ -71,7 +76,10 @@ def curve_scores(
         if curve == "perceptual" and network is not None:
             fields |= {**network.signature_fields(), "distance": "unit-features-squared"}
         ceiling, better = {"psnr": None, "ssim": 1.0, "perceptual": 0.0}[curve], curve != "perceptual"
-        for label, pick in [(curve, slice(given, None)), *((f"{curve}/t={t}", slice(t, t + 1)) for t in steps)]:
+        for label, pick in [
+            (curve, slice(given, None)),
+            *((f"{curve}/t={t}", slice(t, t + 1)) for t in shown_steps(frames)),
+        ]:
             each = values[:, pick].mean(1)
             scores.append(
                 Score(

@@ -94,6 +94,11 @@ class Vpn(System):
     def dequantisation(self) -> str:
         return "none" if self.values == 256 else "binary"
 
+    @property
+    def binarise(self) -> Literal["none", "threshold"]:
+        """How its clips are made black and white where values = 2."""
+        return "none" if self.values == 256 else "threshold"
+
     def phases(self) -> Sequence[Phase]:
         return [Phase("nll", self.nll_loss, trains=("network",))]
 
