@@ -29,6 +29,7 @@ examples:
   condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
   condgen sample runs/NAME --label animals-nature --boxes 0.1,0.1,0.6,0.6
   condgen sample runs/VIDEO --num 4 -o clips.mp4 --streams
+  condgen sample runs/VPN --frames 0.png 1.png -o clips.mp4 temperature=0.9 length=20
   condgen sample runs/NAME --from conditions.jsonl --separate out/
   condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
   condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
@@ -90,6 +91,9 @@ def main(words: Sequence[str]) -> int:
     num = given.num if given.num is not None else (1 if given.style else 8)
     style = given.style[0] if given.style and len(given.style) == 1 else given.style
     samples = pipe(**conditions, style=style, num=num, seed=given.seed, batch_size=given.batch_size, **options)
+    trained = pipe.info.target.frames
+    if samples.is_video and samples.pixels.shape[1] > trained:
+        print(f"{samples.pixels.shape[1]} frames by rolling forward: the run was trained for {trained}, errors add up")
     if given.separate:
         paths = samples.save(given.separate)
         print(f"{len(paths)} samples and samples.jsonl in {given.separate}")

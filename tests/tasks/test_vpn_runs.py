@@ -1,13 +1,16 @@
-"""Nats a frame and bits of clips among a task's scores, with the commands that a user types."""
+"""Runs of vpn with the commands that a user types: nats a frame and bits among the scores, clips of any length."""
 
 import json
 import math
 
 import pytest
 import torch
+from PIL import Image
 
+import condgen
 from condgen.cli import main
 from condgen.data.moving_mnist import MovingMnist
+from condgen.data.video import read_frames
 from condgen.metrics.signature import parse
 
 
@@ -82,3 +85,48 @@ def test_more_clips_than_samples_are_read_a_batch_at_a_time(runs, monkeypatch):
     read = [i for split, i in seen if split == "test"]
     assert len(read) == 4 + 11 and len(set(read[4:])) == 11  # those of the samples, then each once
     assert read[4:8] == read[:4]  # the same rows first
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for level in range(4):
+        Image.effect_noise((8, 8), 40 + 20 * level).save(tmp_path / f"{level}.png")
+    return [str(tmp_path / f"{level}.png") for level in range(4)]
+
+
+def played(file):
+    return torch.stack(list(read_frames(file)))
+
+
+def test_animate_rolls_many_photos_forward_and_takes_options_of_the_sampler(runs, photos, tmp_path, capsys):
+    run = str(runs / "levels")
+    assert main(["animate", run, *photos[:2], "-o", str(tmp_path / "short"), "--lossless"]) == 0
+    assert "rolling" not in capsys.readouterr().out
+    assert main(["animate", run, *photos[:2], "-o", str(tmp_path / "long"), "--lossless", "--frames", "5"]) == 0
+    assert "5 frames by rolling forward: the run was trained for 3, errors add up" in capsys.readouterr().out
+    for name in ("0.mp4", "1.mp4"):
+        long = played(tmp_path / "long" / name)
+        assert len(long) == 5 and torch.equal(long[:3], played(tmp_path / "short" / name))
+    several = ["--past", *photos[:2], "--past", *photos[2:], "--lossless", "--frames", "4", "temperature=0"]
+    for seed in ("1", "2"):  # without noise the seed says nothing
+        assert main(["animate", run, *several, "--seed", seed, "-o", str(tmp_path / f"likeliest-{seed}")]) == 0
+    for name in ("1.mp4", "3.mp4"):
+        assert torch.equal(played(tmp_path / "likeliest-1" / name), played(tmp_path / "likeliest-2" / name))
+    for wrong, says in (
+        ("heat=1", "no option 'heat'"),
+        ("length=9", "--frames 9"),
+        ("temperature=-1", "not be negative"),
+    ):
+        assert main(["animate", run, photos[0], wrong, "-o", str(tmp_path / "x.mp4")]) in (2, 3), wrong
+        assert says in capsys.readouterr().err
+
+
+def test_sample_takes_temperature_and_length(runs, photos, tmp_path, capsys):
+    run, out = str(runs / "grey"), tmp_path / "c.gif"
+    words = ["--frames", *photos[:2], "--num", "2", "-o", str(out)]
+    assert main(["sample", run, *words, "temperature=1", "length=6"]) == 0
+    assert "6 frames by rolling forward" in capsys.readouterr().out and len(played(out)) == 8  # the given ones first
+    pipe = condgen.load(run)
+    made = pipe(frames=photos[:2], num=3, temperature=1.0, length=5)
+    assert made.pixels.shape == (3, 5, 1, 8, 8) and set(made.pixels.unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(made.pixels[:, :3], pipe(frames=photos[:2], num=3, temperature=1.0).pixels)
