@@ -46,6 +46,7 @@ def main(words: Sequence[str]) -> int:
         help="picture files, or quoted globs; key=value is an option of the sampler",
     )
     parser.add_argument("--past", nargs="+", action="append", metavar="FILE", help="past frames in order, of one clip")
+    parser.add_argument("--actions", metavar="FILE", help=".npy (entries, A): of every clip, for runs that take them")
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="a clip (.mp4 .webm .gif .avi), or a folder")
     parser.add_argument("--frames", type=int, default=0, help="of the clip (0 = as trained)")
     parser.add_argument("--fps", type=float, default=8.0)
@@ -126,9 +127,12 @@ def make(pipe: Pipeline, values: dict[str, Any], names: Sequence[str], out: Path
     for files in values[field]:
         if len(files) > past:
             raise ConfigError(f"{len(files)} past frames; this run takes {past}")
-        files[:0] = files[:1] * (past - len(files))  # a picture that has stood still so far
+        if given.actions is None:
+            files[:0] = files[:1] * (past - len(files))  # a picture that has stood still so far
     if field == "image":
         values["image"] = [files[-1] for files in values["image"]]
+    else:
+        values["frames"] = arguments.with_actions(values["frames"], given.actions)
     asked = pipe.encode(pipe.condition(values))
     trained = pipe.info.target.frames
     frames = given.frames or trained

@@ -51,6 +51,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--keypoints", action="append", metavar="FILE", help='json: {"name": [x, y]} or [[x, y], ...]')
     parser.add_argument("--image", action="append", metavar="FILE", help="a source picture")
     parser.add_argument("--frames", nargs="+", metavar="FILE", help="past frames in order")
+    parser.add_argument("--actions", metavar="FILE", help=".npy (entries, A): what goes with --frames")
     parser.add_argument("--from", dest="source", metavar="FILE", help="conditions, one json object a line")
     parser.add_argument("--style", action="append", metavar="FILE", help="a picture whose style is kept")
     parser.add_argument(
@@ -207,7 +208,7 @@ def asked(given: argparse.Namespace) -> dict[str, Any]:
         out[name] = list(getattr(given, name) or [])
     out["boxes"] = [boxes(text) for text in given.boxes or []]
     out["keypoints"] = [_json(Path(path)) for path in given.keypoints or []]
-    out["frames"] = [list(given.frames)] if given.frames else []
+    out["frames"] = arguments.with_actions([given.frames] if given.frames else [], given.actions)
     out["label"] = [int(value) if value.lstrip("-").isdigit() else value for value in out["label"]]
     found = {name: values for name, values in out.items() if values}
     if not given.source:
@@ -250,6 +251,8 @@ def _beside(source: Path, name: str, value: Any) -> Any:
     """Picture files are named relative to the file that lists them."""
     if name == "image" and isinstance(value, str):
         return str(source.parent / value)
+    if name == "frames" and isinstance(value, Mapping):
+        return {**value, "pixels": _beside(source, name, value.get("pixels"))}
     return [str(source.parent / one) for one in value] if name == "frames" and isinstance(value, list) else value
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,10 +21,13 @@ def exact_floats():
     torch.set_flush_denormal(False)  # training on a CPU switches it on; other tests want exact floats
 
 
+DIGITS = ("data=moving_mnist", "data.frames=3", "data.past=2", "data.rows=12", "data.digits=1")
+
+
 def train(out, name, *more):
     return main([
-        "train", "task=frames2video", "system=vpn", "system.preset=tiny", "data=moving_mnist", "data.size=8",
-        "data.frames=3", "data.past=2", "data.rows=12", "data.digits=1", "data.workers=0", "data.ignore=[]",
+        "train", "task=frames2video", "system=vpn", "system.preset=tiny", "data.size=8", "data.workers=0",
+        "data.ignore=[]",
         "train.device=cpu", "train.steps=2", "train.batch_size=4", "train.sample_every=1", "eval.extractor=pixels",
         "eval.num_samples=6", "eval.grid_rows=2", f"run.dir={out}", f"run.name={name}", *more,
     ])  # fmt: skip
@@ -32,8 +36,8 @@ def train(out, name, *more):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    assert train(out, "grey", "system.output=sigmoid") == 0
-    assert train(out, "levels", "data.overlap=true") == 0
+    assert train(out, "grey", *DIGITS, "system.output=sigmoid") == 0
+    assert train(out, "levels", *DIGITS, "data.overlap=true") == 0
     return out
 
 
@@ -130,3 +134,63 @@ def test_sample_takes_temperature_and_length(runs, photos, tmp_path, capsys):
     made = pipe(frames=photos[:2], num=3, temperature=1.0, length=5)
     assert made.pixels.shape == (3, 5, 1, 8, 8) and set(made.pixels.unique().tolist()) == {-1.0, 1.0}
     torch.testing.assert_close(made.pixels[:, :3], pipe(frames=photos[:2], num=3, temperature=1.0).pixels)
+
+
+# actions
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A run on clips of a square that goes where the action of the frame before it says, known for frames to come."""
+    out, random = tmp_path_factory.mktemp("pushed"), np.random.default_rng(0)
+    for row in range(24):
+        clip, moves, at = np.zeros((8, 1, 8, 8), np.uint8), random.integers(0, 2, 8) * 2 - 1, 3
+        for t in range(8):
+            clip[t, 0, 2:6, at : at + 2] = 255
+            at = min(max(at + int(moves[t]), 0), 6)
+        np.save(out / f"c{row}.npy", clip)
+        np.save(out / f"c{row}.actions.npy", moves[:, None].astype(np.float32))
+    words = [
+        "data=clips", f"data.root={out}", "data.channels=1", "data.actions=future", "system.future_actions=true",
+        "data.past=2", "data.frames=2", "data.holdout=0.3", "train.steps=60", "train.sample_every=60",
+        "optim.default.lr=0.01", "system.output=sigmoid", "system.width=8", "train.batch_size=8",
+        "optim.default.clip_norm=1", "eval.watched=0", "eval.num_samples=4",
+    ]  # fmt: skip
+    assert train(out / "runs", "pushed", *words) == 0
+    return out / "runs" / "pushed"
+
+
+def test_other_actions_move_the_output(pushed, tmp_path, capsys):
+    pipe = condgen.load(pushed)
+    start = torch.full((2, 1, 8, 8), -1.0)
+    start[:, :, 2:6, 3:5] = 1
+    told = {side: [[side]] * 4 for side in (-1.0, 1.0)}
+    names = {-1.0: "left", 1.0: "right"}
+    made = {side: pipe(frames={"pixels": list(start), "actions": told[side]}).pixels[0] for side in told}
+    assert (made[-1.0] - made[1.0]).abs().mean() > 0.02
+    columns = torch.arange(8.0)
+    place = {side: ((clip[0] + 1).sum((0, 1)) * columns).sum() / (clip[0] + 1).sum() for side, clip in made.items()}
+    assert place[-1.0] < place[1.0]  # and to the side that the action says
+    for t, name in enumerate(("0.png", "1.png")):
+        Image.fromarray(((start[t, 0].numpy() + 1) * 127.5).astype(np.uint8)).save(tmp_path / name)
+    files = [str(tmp_path / name) for name in ("0.png", "1.png")]
+    for side in told:
+        np.save(tmp_path / f"{side}.npy", np.array(told[side]))
+        words = ["--past", *files, "--actions", str(tmp_path / f"{side}.npy"), "--lossless"]
+        assert main(["animate", str(pushed), *words, "-o", str(tmp_path / names[side])]) == 0
+    left, right = (played(tmp_path / name / "1.mp4") for name in names.values())
+    assert len(left) == 2 and not torch.equal(left, right)
+    words = ["--frames", *files, "--actions", str(tmp_path / "1.0.npy"), "--num", "1", "-o", str(tmp_path / "s.gif")]
+    assert main(["sample", str(pushed), *words]) == 0
+    capsys.readouterr()
+    known = str(tmp_path / "1.0.npy")
+    for words, says in (
+        (["--past", *files], "also needs actions"),
+        (["--past", *files, "--actions", files[0]], "not an array"),
+        (["--past", *files, "--actions", known, "--frames", "4"], "actions for 2"),
+    ):
+        assert main(["animate", str(pushed), *words, "-o", str(tmp_path / "x.mp4")]) in (2, 3)
+        assert says in capsys.readouterr().err
+    np.save(tmp_path / "few.npy", np.zeros((3, 1)))
+    assert main(["animate", str(pushed), "--past", *files, "--actions", str(tmp_path / "few.npy"), "-o", "x.mp4"]) == 2
+    assert "(4, 1), a row for each" in capsys.readouterr().err
