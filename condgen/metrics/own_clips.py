@@ -63,6 +63,17 @@ class ClipJudge(nn.Module):
         return kept.fingerprint(self)
 
 
+def load_clip_network(folder: Path) -> ClipJudge:
+    """What `own_clip_network` has kept, in `clips.safetensors` and `clips.json`. Raises CheckpointError."""
+
+    def make(sizes: Mapping[str, Any]) -> ClipJudge:
+        return ClipJudge(
+            ClipOptions(**sizes["options"]), channels=sizes["channels"], classes=sizes["classes"], what=sizes["what"]
+        )
+
+    return kept.read(folder, STEM, make)[0].eval()
+
+
 def own_clip_network(
     data: RowDataset,
     folder: Path,
@@ -84,17 +95,12 @@ def own_clip_network(
         "options": asdict(chosen),
     }  # fmt: skip
 
-    def make(sizes: Mapping[str, Any]) -> ClipJudge:
-        return ClipJudge(
-            ClipOptions(**sizes["options"]), channels=sizes["channels"], classes=sizes["classes"], what=sizes["what"]
-        )
-
     def save(made: ClipJudge, place: Path) -> None:
         sizes = {"options": asdict(chosen), "channels": made.channels, "classes": made.classes, "what": made.what}
         kept.write(place, STEM, made, {**sizes, "about": key})
 
     return fit.cached(
-        folder, STEM, key, load=lambda place: kept.read(place, STEM, make)[0].to(device).eval(), save=save, say=say,
+        folder, STEM, key, load=lambda place: load_clip_network(place).to(device), save=save, say=say,
         train=lambda: train_clip_network(data, seed=seed, device=device, options=chosen),
         what=f"{len(data)} real clips ({chosen.steps} steps)",
     )  # fmt: skip

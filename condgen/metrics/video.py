@@ -6,6 +6,8 @@ FVD: Unterthiner et al. 2018, arXiv:1812.01717. Its published numbers come from 
     frames                the picture features named by eval.extractor (metrics/extractors.py), averaged over frames,
                           with the mean absolute difference of neighbours beside them
     own                   a 3-D network that the first evaluation trains on your training clips (metrics/own_clips.py)
+    own:<folder>          such a network of another run or machine: clips.safetensors and clips.json, as the first one
+                          says where it keeps them
     torchscript:<file>    your own network: float (B, 3, T, 224, 224) in [-1, 1] -> (B, d), such as I3D's 400 logits.
                           TorchScript runs what it holds, so only load files that you trust
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -243,10 +246,10 @@ def clip_extractor(
 
     Raises ConfigError.
     """
-    if name == "own":
-        return _own(train, about or {}, device)
+    if name == "own" or name.startswith("own:"):
+        return _own(train, about or {}, device, name.partition(":")[2])
     if name != "frames" and not name.startswith("torchscript:"):
-        raise ConfigError(unknown("eval.fvd", name, ["frames", "own", "torchscript:<file>"]))
+        raise ConfigError(unknown("eval.fvd", name, ["frames", "own", "own:<folder>", "torchscript:<file>"]))
     if name == "frames":
         of = extractor(pictures, device=device) if isinstance(pictures, str) else pictures
         known = of.signature_fields()
@@ -261,15 +264,20 @@ def clip_extractor(
     )
 
 
-def _own(train: RowDataset | None, about: Mapping[str, str], device: torch.device | str) -> ClipExtractor:
-    from condgen.metrics.own_clips import own_clip_network
+def _own(train: RowDataset | None, about: Mapping[str, str], device: torch.device | str, folder: str) -> ClipExtractor:
+    from condgen.metrics.own_clips import load_clip_network, own_clip_network
 
-    if train is None:
+    if folder:
+        made = load_clip_network(Path(folder).expanduser()).to(device)
+    elif train is None:
         raise ConfigError("eval.fvd=own is trained on the training split, and there is none to read by number")
-    made = own_clip_network(train, cache_folder() / "classifiers", about=about, device=device)
+    else:
+        made = own_clip_network(train, cache_folder() / "classifiers", about=about, device=device)
     fields = {"ext": f"own-{made.what}#{made.fingerprint}", "resize": f"bilinear-antialias-{made.options.size}"}
 
     def network(clips: Tensor) -> Tensor:
+        if clips.shape[2] != made.channels:
+            raise ShapeError(f"clips of {clips.shape[2]} channels; this network was trained on {made.channels}")
         seen = pixels_to_float(pixels_to_uint8(clips))  # as if they had been saved
         return made.tower.features(seen.to(device))
 

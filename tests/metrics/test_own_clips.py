@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from condgen.data.base import RowDataset
-from condgen.errors import DataError
+from condgen.errors import CheckpointError, DataError, ShapeError
 from condgen.metrics import own_clips, video
 from condgen.metrics.extractors import extractor
 from condgen.metrics.own_clips import ClipOptions, disturbed, orders, own_clip_network, reordered
@@ -91,6 +91,13 @@ def test_fvd_by_it_sees_motion_alone_and_says_which_network_it_was(cache, capsys
     assert good.value < bad.value and good.value < good.floor
     for part in ("ext=own-order#", "resize=bilinear-antialias-16", "literature=no", "frames=5", "size=16x16", "ref=24"):
         assert part in good.signature
+    (place,) = (cache / "classifiers").glob("clips-*")
+    brought = video.clip_extractor(f"own:{place}")
+    assert brought.fields == network.fields and torch.equal(brought.features(real), network.features(real))
+    with pytest.raises(CheckpointError, match="no readable clips"):
+        video.clip_extractor(f"own:{cache}")
+    with pytest.raises(ShapeError, match="1 channels"):
+        brought.features(real[:, :, :1])
     # an extractor is any callable, whose name the caller vouches for
     mine = video.ClipExtractor(lambda clips: clips.mean((3, 4)).flatten(1), {"ext": "mine#v1"})
     assert "ext=mine#v1" in video.fvd_scores(other, real, other, network=mine, about=about)[0].signature

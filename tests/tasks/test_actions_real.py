@@ -1,7 +1,7 @@
 """The last check of the VGAN dossier on real people: what D's features are worth for recognising what they do.
 
-The 36 strips of shared data have no labels in their files, but an order: actor by actor, each waving both arms, one arm,
-jumping and bending. The last two actors are held out.
+The 36 strips of shared data have no labels in their files, but an order: actor by actor, each waving both arms, one
+arm, jumping and bending. The last two actors are held out.
 """
 
 import io
@@ -41,7 +41,7 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_features_of_a_discriminator_recognise_what_people_do(folder, tmp_path):
     """What is sure after a minute of training without labels: both networks know unseen people's actions far above
-    chance. Whether the trained one is ahead is printed and stays open: after four minutes it was in half of the trials."""
+    chance. Whether the trained one is ahead is printed and stays open: after four minutes it was not reliably."""
     words = [
         "task=video", "system=vgan", "system.preset=small", "data=clips", f"data.root={folder}", "data.size=32",
         f"data.frames={FRAMES}", "data.workers=0", "data.ignore=[label]", "train.device=cpu", "train.steps=150",
