@@ -46,7 +46,8 @@ def test_features_of_a_discriminator_recognise_what_people_do(folder, tmp_path, 
     monkeypatch.setenv("CONDGEN_CACHE", str(tmp_path / "cache"))
     words = [
         "task=video", "system=vgan", "system.preset=small", "data=clips", f"data.root={folder}", "data.size=32",
-        f"data.frames={FRAMES}", "data.workers=0", "data.cache=true", "data.ignore=[label]", "train.device=cpu", "train.steps=80",
+        f"data.frames={FRAMES}", "data.workers=0", "data.cache=true", "data.ignore=[label]",
+        "train.device=cpu", "train.steps=80",
         "train.batch_size=16", "train.sample_every=1000", "eval.num_samples=4", "eval.extractor=pixels",
         f"run.dir={tmp_path}", "run.name=people",
     ]  # fmt: skip
