@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from condgen.data import video
+from condgen.data import _actions, video
 from condgen.data._manifest import MANIFEST, SHOWN, Row, inside, read_manifest, scan
 from condgen.data.decode import SUFFIXES, read_header
 from condgen.data.folder import SPLITS
@@ -87,7 +87,8 @@ def _clips_below(folder: Path, root: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         place = Path(where)
         shown = sorted(name for name in names if not name.startswith("."))
-        found += [place / name for name in shown if name.lower().endswith(video.CLIP_SUFFIXES)]
+        clips = [name for name in shown if not name.lower().endswith(_actions.SUFFIX)]
+        found += [place / name for name in clips if name.lower().endswith(video.CLIP_SUFFIXES)]
         stills = [
             place / name for name in shown if name.lower().endswith(SUFFIXES) and not name.lower().endswith(".gif")
         ]

@@ -8,6 +8,7 @@
     root/[split/]name.jpg             frames below each other (VGAN): a column of at least two square frames
     root/[split/]name.npy             (T, N, H, W): N clips
     list=FILE                         one path below root a line, as VGAN's clips and UCF-101 came: only these
+    root/[split/]name.actions.npy     (T, A) beside clip `name`: what was done at each of its frames; data.actions
 
 What can be opened and what is refused is said in data/video.py.
 """
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condgen.data import video
+from condgen.data import _actions, video
 from condgen.data._classes import class_values
 from condgen.data._clip_files import all_splits, clips_in
 from condgen.data._manifest import Row
@@ -56,6 +57,9 @@ class Clips(RowDataset):
     frames     T, frames of the target
     past       K > 0: the K frames before the target are the `frames` condition; 1 = video from a frame
     overlap    the target starts with the past frames instead of following them (VGAN's video from a frame)
+    actions    "past": NAME.actions.npy beside each clip goes with the past frames; "future": also with the frames of
+               the target, as entries after the past ones whose pixels repeat the newest: system.future_actions=true.
+               Those of the frames that are taken: with stride > 1 none are summed. States are columns like any other
     stride     take every stride-th frame of the file
     fps        frames per second of the target, by time: also for clips of variable rate; 0 = the file's own, by count
     window     where the frames are taken in training: "random", "centre" or "first". Scores take the centre, or "first"
@@ -84,6 +88,7 @@ class Clips(RowDataset):
         frames: Annotated[int, Range(1, 10_000)] = 16,
         past: Annotated[int, Range(0, 10_000)] = 0,
         overlap: bool = False,
+        actions: Literal["none", "past", "future"] = "none",
         stride: Annotated[int, Range(1, 10_000)] = 1,
         fps: Annotated[float, Range(0, 1000)] = 0.0,
         window: Literal["random", "centre", "first"] = "random",
@@ -101,6 +106,7 @@ class Clips(RowDataset):
         self.size, self.load_size, self.policy, self.background = size, load_size or size, resize, background
         self.frames, self.past, self.overlap = frames, past, overlap
         self.stride, self.fps, self.window, self.short = stride, fps, window, short
+        self.actions = actions
         self.channels, self.flip, self.caption_use, self.cache = channels, flip, captions, cache
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
@@ -117,7 +123,7 @@ class Clips(RowDataset):
         self.provides = ConditionSpec(
             label=LabelSpec(len(self.label_names), tuple(map(str, self.label_names))) if self.label_names else None,
             text=TextSpec() if any(row.captions for row in known) else None,
-            frames=FramesSpec(past, channels, size, size) if past else None,
+            frames=self._frames_spec() if past else None,
         )
         if cache:
             self._state_cache(cache_gib)
@@ -142,6 +148,9 @@ class Clips(RowDataset):
         digest = hashlib.sha256()
         for row, number in self.rows:
             size = row.path.stat().st_size if row.path.is_file() else -1
+            if self.actions != "none":
+                told = _actions.beside(row.path)
+                digest.update(f"{self.actions} {told.stat().st_size if told.is_file() else -1}".encode())
             digest.update(repr((replace(row, path=Path(), image=None, frames=()), number, size)).encode() + b"\0")
         return digest.hexdigest()[:16]
 
@@ -152,7 +161,8 @@ class Clips(RowDataset):
         draws = [0.5, 0.5, 0.5, 1.0, 0.0] if random is None else torch.rand(5, generator=random).tolist()
         where = {"random": draws[0], "centre": 0.5, "first": 0.0}[self.window]
         side = self.size if random is None else self.load_size
-        frames = self._frames(index, self._picks(index, where), side)
+        picks = self._picks(index, where)
+        frames = self._frames(index, picks, side)
         clip, _ = cut(frames, (self.size, self.size), (draws[1], draws[2]))
         clip = clip.flip(-1) if self.flip and draws[3] < 0.5 else clip
         start = 0 if self.overlap else self.past
@@ -161,7 +171,8 @@ class Clips(RowDataset):
             target=clip[start : start + self.frames].contiguous(),
             label=None if row.label is None else self._label_index[row.label],
             caption=self._caption(row, draws[4]),
-            frames=clip[: self.past].contiguous() if self.past else None,
+            frames=self._given(clip) if self.past else None,
+            actions=None if self.actions == "none" else self._told(index, picks),
         )
 
     def verify(self, index: int) -> None:
@@ -175,6 +186,30 @@ class Clips(RowDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}, "_checked": set()}
+
+    # past frames and actions
+
+    def _frames_spec(self) -> FramesSpec:
+        side = (self.channels, self.size, self.size)
+        if self.actions == "none":
+            return FramesSpec(self.past, *side)
+        width = _actions.width_of([row.path for row, _ in self.rows])
+        return FramesSpec(self.past + (self.frames if self.actions == "future" else 0), *side, width)
+
+    def _given(self, clip: Tensor) -> Tensor:
+        """The past frames; their newest again for each action to come."""
+        past = clip[: self.past]
+        if self.actions == "future":
+            past = torch.cat([past, past[-1:].expand(self.frames, -1, -1, -1)])
+        return past.contiguous()
+
+    def _told(self, index: int, picks: Sequence[int]) -> Tensor:
+        row, number = self.rows[index]
+        wanted = picks if self.actions == "future" else picks[: self.past]
+        assert self.provides.frames is not None
+        return _actions.read_actions(
+            row.path, number, wanted, frames=self._learn(index).frames, width=self.provides.frames.actions
+        )
 
     # which frames
 
@@ -293,7 +328,7 @@ class Clips(RowDataset):
 def _check_options(given: dict[str, Any]) -> None:
     allowed: dict[str, tuple[object, ...]] = {
         "split": (*SPLITS, "all"), "window": ("random", "centre", "first"), "short": ("refuse", "repeat"),
-        "channels": (1, 3), "resize": RESIZE, "captions": ("one", "mean"),
+        "channels": (1, 3), "actions": ("none", "past", "future"), "resize": RESIZE, "captions": ("one", "mean"),
     }  # fmt: skip
     for name, choices in allowed.items():
         if given[name] not in choices:
@@ -308,6 +343,12 @@ def _check_options(given: dict[str, Any]) -> None:
     if given["overlap"] and not 1 <= given["past"] <= given["frames"]:
         raise ConfigError(
             f"data.overlap=true needs 1 <= data.past <= data.frames; they are {given['past']} and {given['frames']}"
+        )
+    told = given["actions"]
+    if told != "none" and (not given["past"] or given["flip"] or (told == "future" and given["overlap"])):
+        raise ConfigError(
+            f"data.actions={told} needs data.past, and data.flip=false: a mirrored clip would need other actions. "
+            "future also needs data.overlap=false"
         )
     if given["fps"] and given["stride"] != 1:
         raise ConfigError(f"data.fps={given['fps']} and data.stride={given['stride']} exclude each other; set one")

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from condgen import registry, rng
 from condgen.data import video
-from condgen.data.base import BatchDataset, RowDataset, batches
+from condgen.data.base import BatchDataset, RowDataset, batches, collate
 from condgen.data.checks import check
 from condgen.data.clips import Clips
 from condgen.errors import ConfigError, DataError
@@ -358,3 +359,67 @@ def test_lists_that_are_missing_empty_or_overlap(tree):
     (tree / "b.txt").write_text("run/c.avi\n")
     with pytest.raises(DataError, match=r"1 clips are in both a\.txt and b\.txt, such as run/c\.avi"):
         clips(tree, list="a.txt", test_list="b.txt")
+
+
+# actions
+
+
+@pytest.fixture
+def told(tmp_path) -> Path:
+    write_clip(tmp_path / "a.avi", numbered(20), fps=10)
+    write_clip(tmp_path / "folder", numbered(12))
+    for name, frames in (("a", 20), ("folder", 12)):
+        np.save(tmp_path / f"{name}.actions.npy", np.stack([np.arange(frames), -np.arange(frames)], 1) * 0.5)
+    return tmp_path
+
+
+def test_actions_go_with_their_frames(told):
+    data = clips(told, past=3, actions="past", stride=2)
+    assert len(data) == 2  # the arrays beside the clips are no clips
+    assert (data.provides.frames.frames, data.provides.frames.actions) == (3, 2)
+    for window in ("first", "random"):
+        data = clips(told, past=3, actions="past", stride=2, frames=2, window=window)
+        for index in range(2):
+            sample = data.sample(index, rng.generator(7))
+            assert sample.actions.dtype == torch.float32 and sample.actions[:, 0].tolist() == [
+                0.5 * n for n in levels(sample.frames)
+            ]
+    data = clips(told, past=3, actions="future")
+    sample = data.sample(0, None)
+    assert data.provides.frames.frames == 7 and sample.frames.shape[0] == 7 == len(sample.actions)
+    assert (sample.actions[:, 0] * 2).tolist() == levels(sample.frames[:3]) + levels(sample.target)
+    assert torch.equal(sample.actions[:, 1], -sample.actions[:, 0])
+    assert all(torch.equal(frame, sample.frames[2]) for frame in sample.frames[3:])  # the future is not shown
+    batch = collate([data.sample(0, None), data.sample(1, None)], data.provides)
+    assert batch.condition.frames.actions.shape == (2, 7, 2)
+    plain, other = clips(told, past=3).fingerprint, data.fingerprint
+    assert plain != other and clips(told, past=3).sample(0, None).actions is None
+
+
+def test_many_clips_of_one_array_have_actions_each(tmp_path):
+    np.save(tmp_path / "m.npy", np.zeros((6, 3, 8, 8), np.uint8))
+    np.save(tmp_path / "m.actions.npy", np.arange(18).reshape(6, 3, 1))
+    data = clips(tmp_path, past=2, actions="past", window="first")
+    assert len(data) == 3 and data.sample(1, None).actions.flatten().tolist() == [1, 4]
+
+
+def test_actions_that_do_not_fit_are_said(told):
+    for more, says in (({}, "needs data.past"), ({"past": 2, "flip": True}, "data.flip"),
+                       ({"past": 2, "overlap": True}, "overlap=false")):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            clips(told, actions="future", **more)
+    for wrong, says in ((np.zeros((19, 2)), r"\(20, 2\): a row for each frame"), (np.zeros((20, 3)), "a row for each"),
+                        (np.full((20, 2), np.nan), "NaN"), (np.array([["x"] * 2] * 20), "no array of numbers"),
+                        (np.array([[None] * 2] * 20), "cannot be read")):  # fmt: skip
+        np.save(told / "a.actions.npy", wrong, allow_pickle=True)
+        np.save(told / "folder.actions.npy", np.zeros((12, 2)))
+        data = clips(told, past=2, actions="past", window="first")
+        data.provides = replace(data.provides, frames=replace(data.provides.frames, actions=2))
+        with pytest.raises(DataError, match=says):
+            data.sample(0, None)
+    (told / "a.actions.npy").unlink()
+    with pytest.raises(DataError, match=r"there is no a.actions.npy"):
+        clips(told, past=2, actions="past").sample(0, None)
+    (told / "folder.actions.npy").unlink()
+    with pytest.raises(DataError, match=r"needs NAME.actions.npy beside each clip"):
+        clips(told, past=2, actions="past")
