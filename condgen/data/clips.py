@@ -7,6 +7,7 @@
     root/[split/]CLASS/name/1.png     a folder of frames is one clip, in natural order
     root/[split/]name.jpg             frames below each other (VGAN): a column of at least two square frames
     root/[split/]name.npy             (T, N, H, W): N clips
+    list=FILE                         one path below root a line, as VGAN's clips and UCF-101 came: only these
     root/[split/]name.actions.npy     (T, A) beside clip `name`: what was done at each of its frames; data.actions
 
 What can be opened and what is refused is said in data/video.py.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +28,12 @@ from torch import Tensor
 
 from condgen.data import _actions, video
 from condgen.data._classes import class_values
-from condgen.data._manifest import MANIFEST, Row, inside, read_manifest, scan
+from condgen.data._clip_files import all_splits, clips_in
+from condgen.data._manifest import Row
 from condgen.data._windows import Known, by_count, by_time
 from condgen.data.base import RowDataset
 from condgen.data.cache import CachedArray, cache_folder
-from condgen.data.decode import LUMA, RESIZE, SUFFIXES, cut, read_header, resize
+from condgen.data.decode import LUMA, RESIZE, cut, resize
 from condgen.data.folder import SPLITS, choose_rows
 from condgen.errors import ConfigError, DataError
 from condgen.options import Range
@@ -50,6 +51,8 @@ class Clips(RowDataset):
     root       the folder
     size       pixels of a side of the square target
     split      "train", "val", "test" or "all". A missing test folder is served by val, and the other way round
+    list       a text file, one path below root a line, that names the clips for training. Alone, `holdout` divides it
+    test_list  one that names the clips of test and val; alone, the others of root are for training
     holdout    without split folders: share of the clips in test (and val), chosen by a hash of the name
     frames     T, frames of the target
     past       K > 0: the K frames before the target are the `frames` condition; 1 = video from a frame
@@ -79,6 +82,8 @@ class Clips(RowDataset):
         root: str,
         size: Annotated[int, Range(1, 4096)] = 64,
         split: Literal["train", "val", "test", "all"] = "train",
+        list: str | None = None,
+        test_list: str | None = None,
         holdout: Annotated[float, Range(0, 0.99)] = 0.1,
         frames: Annotated[int, Range(1, 10_000)] = 16,
         past: Annotated[int, Range(0, 10_000)] = 0,
@@ -106,9 +111,9 @@ class Clips(RowDataset):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"data.root={root!r} is not a folder")
-        everything = _all_splits(self.root)
+        everything = all_splits(self.root, list, test_list)
         rows = choose_rows(everything, split, holdout)
-        self.rows = [(row, number) for row in rows for number in range(_clips_in(row))]
+        self.rows = [(row, number) for row in rows for number in range(clips_in(row))]
         known = [row for found in everything.values() for row in found]
         self.label_names = class_values("label", [row.label for row in known])
         self._label_index = {name: i for i, name in enumerate(self.label_names)}
@@ -347,53 +352,3 @@ def _check_options(given: dict[str, Any]) -> None:
         )
     if given["fps"] and given["stride"] != 1:
         raise ConfigError(f"data.fps={given['fps']} and data.stride={given['stride']} exclude each other; set one")
-
-
-def _all_splits(root: Path) -> dict[str, list[Row]]:
-    """Split name -> rows; the one name "" where root has no split folders."""
-    found = {name: root / folder for name, names in SPLITS.items() for folder in names if (root / folder).is_dir()}
-    if found and not (root / MANIFEST).is_file():
-        return {name: _rows(folder, root) for name, folder in found.items()}
-    return {"": _rows(root, root)}
-
-
-def _rows(folder: Path, root: Path) -> list[Row]:
-    file = folder / MANIFEST
-    return read_manifest(file, root) if file.is_file() else scan(folder, root, _clips_below(folder, root))
-
-
-def _clips_below(folder: Path, root: Path) -> list[Path]:
-    """Clip files, folders of frames, and pictures that are columns of frames, sorted."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        place = Path(where)
-        shown = sorted(name for name in names if not name.startswith("."))
-        clips = [name for name in shown if not name.lower().endswith(_actions.SUFFIX)]
-        found += [place / name for name in clips if name.lower().endswith(video.CLIP_SUFFIXES)]
-        stills = [
-            place / name for name in shown if name.lower().endswith(SUFFIXES) and not name.lower().endswith(".gif")
-        ]
-        for link in (still for still in stills if still.is_symlink()):  # the others cannot leave the folder
-            inside(root, place, link.name)
-        if stills:
-            found += stills if any(map(_is_column, stills[:PROBED])) else [place]
-    return found
-
-
-def _is_column(picture: Path) -> bool:
-    try:
-        header = read_header(picture)
-    except (DataError, OSError):
-        return False
-    return header.height >= 2 * header.width and header.height % header.width == 0
-
-
-def _clips_in(row: Row) -> int:
-    """Clips in the row's file: several in an array; a file that cannot be opened is one row, to be quarantined."""
-    if row.path.suffix.lower() != ".npy":
-        return 1
-    try:
-        return video.probe(row.path).clips
-    except DataError:
-        return 1

@@ -282,6 +282,85 @@ def test_shared_stacked_strips(tmp_path):
     assert row.target.shape == (16, 3, 64, 64) and 0.2 < moved < 20
 
 
+# lists
+
+
+def listed(root: Path, **lists: str) -> list[str]:
+    for name, text in lists.items():
+        (root / f"{name}.txt").write_text(text)
+    named = {"list": "train.txt"} if "train" in lists else {}
+    named |= {"test_list": "test.txt"} if "test" in lists else {}
+    return [clips(root, **named, split=split).key(i) for split in ("train", "test")
+            for i in range(len(clips(root, **named, split=split)))]  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    for name in ("run/a b", "run/c", "walk/d", "walk/e"):
+        write_clip(tmp_path / f"{name}.avi", numbered(6))
+    return tmp_path
+
+
+def test_lists_choose_the_clips_of_each_split(tree):
+    both = {"train": "walk/d.avi\n\n# a note\nrun/a b.avi 1\n", "test": "run/c.avi\r\n"}
+    assert listed(tree, **both) == ["walk/d.avi", "run/a b.avi", "run/c.avi"]  # in the order of the list
+    data = clips(tree, list="train.txt", test_list="test.txt", split="train")
+    assert data.label_names == ("run", "walk") and [data.sample(i, None).label for i in range(2)] == [1, 0]
+    assert [clips(tree, list="train.txt", test_list="test.txt", split=s).key(0) for s in ("val", "test")] == [
+        "run/c.avi"
+    ] * 2
+    (tree / "elsewhere").mkdir()
+    (tree / "train.txt").rename(tree / "elsewhere" / "mine.txt")
+    away = clips(tree, list=str(tree / "elsewhere" / "mine.txt"))
+    assert [away.key(i) for i in range(2)] == ["walk/d.avi", "run/a b.avi"]
+
+
+def test_one_list_alone(tree):
+    rest = listed(tree, test="run/c.avi\n")
+    assert rest == ["run/a b.avi", "walk/d.avi", "walk/e.avi", "run/c.avi"]
+    (tree / "test.txt").unlink()
+    halves = listed(tree, train="walk/d.avi\nrun/c.avi\n")
+    assert sorted(halves) == ["run/c.avi", "walk/d.avi"]  # a hash divides the listed ones, one on each side
+
+
+def test_a_listed_clip_keeps_what_its_manifest_says_and_a_missing_one_is_quarantined(tree):
+    rows = [{"file_name": "run/c.avi", "text": "hello", "label": "x"}, {"file_name": "walk/d.avi", "label": "y"}]
+    (tree / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tree / "t.txt").write_text("run/c.avi\nrun/gone.avi\n")
+    data = clips(tree, list="t.txt")
+    assert len(data) == 2 and data.sample(0, None).caption == "hello" and data.label_names == ("x",)
+    assert set(check(data).bad) == {"run/gone.avi"} and "missing" in check(data).bad["run/gone.avi"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("/etc/passwd", "must be relative"), ("../outside.avi", "must be relative"),
+        ("run/../../x.avi", "must be relative"), ("~/x.avi\0", "NUL"),
+        ("http://example.com/a.mp4", "is an address"), ("file:///etc/passwd", "is an address"),
+        ("concat:/etc/passwd", "is an address"), ("run\\c.avi", "must be relative"), ("run/c.avi\0", "NUL"),
+        ("run/c.avi 7\nrun/c.avi", "twice"),
+    ],
+)  # fmt: skip
+def test_hostile_lines_of_a_list_are_refused(tree, line, why):
+    (tree / "list.txt").write_bytes(b"# one\n" + line.encode() + b"\n")
+    with pytest.raises(DataError, match=r"list\.txt has 1 bad lines") as caught:
+        clips(tree, list="list.txt")
+    assert why in str(caught.value) and "line " in str(caught.value)
+
+
+def test_lists_that_are_missing_empty_or_overlap(tree):
+    with pytest.raises(DataError, match="there is no list no.txt"):
+        clips(tree, list="no.txt")
+    (tree / "a.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match=r"a\.txt names no clip"):
+        clips(tree, list="a.txt")
+    (tree / "a.txt").write_text("run/c.avi\nwalk/d.avi\n")
+    (tree / "b.txt").write_text("run/c.avi\n")
+    with pytest.raises(DataError, match=r"1 clips are in both a\.txt and b\.txt, such as run/c\.avi"):
+        clips(tree, list="a.txt", test_list="b.txt")
+
+
 # actions
 
 
