@@ -69,6 +69,9 @@ class Trainable(nn.Module, ABC):
     makes: ClassVar[Literal["pictures", "clips"]] = "pictures"
     """What it is built for: targets (C, H, W), or (T, C, H, W). It refuses the other one itself, with its reason."""
 
+    rolls: ClassVar[bool] = False
+    """Whether `sample` takes `length`, frames of a clip longer (or shorter) than trained, the first ones unchanged."""
+
     def __init__(self, *, condition: ConditionSpec, target: TargetSpec) -> None:
         super().__init__()
         self.condition_spec = condition
