@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen.nn.causal import ConditionBias, run
+from condgen.nn.gates import Cell, Multiply
 
 Kind = Literal["multiplicative", "relu"]
 Make = Callable[[int, int, int], nn.Module]  # (inputs, outputs, kernel) -> a convolution that keeps the resolution
 GATES: dict[str, int] = {"multiplicative": 4, "relu": 1}
 PATTERN = (1, 2, 4, 8)  # dilations of successive blocks, as published; then from the start again
+OPEN = 2.0  # bias of gates 1 and 2: an untrained unit lets its memory through, as a forget gate with a bias does
 QUIET = 0.1  # gain of the last convolution: an untrained network gives nearly uniform probabilities
 
 
 def multiply(gates: Tensor, h: Tensor, dim: int = 1) -> Tensor:
     """g1 tanh(g2 h + g3 u) of gates (4c): sigmoids g1, g2, g3 and u = tanh of the last quarter. h (c) is the memory."""
-    width = h.shape[dim]
-    g1, g2, g3 = torch.sigmoid(gates.narrow(dim, 0, 3 * width)).chunk(3, dim)
-    u = torch.tanh(gates.narrow(dim, 3 * width, width))
-    return g1 * torch.tanh(torch.addcmul(g2 * h, g3, u))
+    made: Tensor = Multiply.apply(gates, h.to(gates.dtype), dim)
+    return made
 
 
 def activate(gates: Tensor, h: Tensor, kind: Kind, dim: int = 1) -> Tensor:
@@ -36,18 +36,24 @@ def activate(gates: Tensor, h: Tensor, kind: Kind, dim: int = 1) -> Tensor:
 
 
 class Unit(nn.Module):
-    """h (B, c, H, W) -> the same shape. The four convolutions of a multiplicative unit are one, gate after gate."""
+    """h (B, c, H, W) -> the same shape. The four convolutions of a multiplicative unit are one, gate after gate.
+
+    conv has a bias.
+    """
 
     def __init__(self, conv: nn.Module, kind: Kind, outputs: int, vector: int, maps: int) -> None:
         super().__init__()
         self.conv, self.kind = conv, kind
         self.told = ConditionBias(vector, maps, outputs)
+        if kind == "multiplicative":
+            with torch.no_grad():
+                conv.bias[: outputs // 2] = OPEN  # type: ignore[operator]
 
     def forward(self, h: Tensor, vector: Tensor | None, maps: Tensor | None, extra: Tensor | None = None) -> Tensor:
         gates = self.conv(h)
-        told = self.told(vector, maps)
-        gates = gates if told is None else gates + told
-        return activate(gates if extra is None else gates + extra, h, self.kind)
+        for more in (self.told(vector, maps), extra):
+            gates = gates if more is None else gates.add_(more)  # in place: no convolution needs its result again
+        return activate(gates, h, self.kind)
 
 
 def units(width: int, make: Make, kind: Kind, vector: int, maps: int) -> nn.ModuleList:
@@ -74,7 +80,19 @@ class Block(nn.Module):
         for unit in self.units:
             h = unit(h, vector, maps)
         y = self.widen(h)
-        return x + y if self.residual else y
+        return y.add_(x) if self.residual else y
+
+
+def laid_out(x: Tensor, network: nn.Module) -> Tensor:
+    """x (B, c, H, W) in the memory layout of the network's kernels.
+
+    A convolution of one channel or one tap cannot tell channels-last by its strides; what follows one in the other
+    layout would lay out every activation anew.
+    """
+    kernels = (p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] * p.shape[3] > 1)
+    kernel = next(kernels, None)
+    inside = kernel is not None and kernel.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if inside else torch.contiguous_format)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -110,7 +128,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
         x, told = self.enter(x), self.told(vector, None)
-        x = x if told is None else x + told
+        x = laid_out(x if told is None else x + told, self)
         for block in self.blocks:
             x = run(block, (x, None, None), self.save_memory)
         return x
@@ -133,12 +151,11 @@ class ConvLstm(nn.Module):
     def forward(self, x: Tensor, state: State | None) -> State:
         """x (B, inputs, H, W) and (h, cell) before it -> (h, cell)."""
         gates = self.inward(x)
-        if state is not None:
-            gates = gates + self.back(state[0])
-        i, f, o, g = gates.chunk(4, 1)
-        new = torch.sigmoid(i) * torch.tanh(g)
-        cell = new if state is None else torch.sigmoid(f) * state[1] + new
-        return torch.sigmoid(o) * torch.tanh(cell), cell
+        if state is None:
+            made: State = Cell.apply(gates, None)
+        else:
+            made = Cell.apply(gates.add_(self.back(state[0])), state[1].to(gates.dtype))
+        return made
 
 
 class IndependentDecoder(nn.Module):
@@ -158,7 +175,7 @@ class IndependentDecoder(nn.Module):
         )
 
     def forward(self, x: Tensor | None, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
-        y = self.enter(vector, maps[0])
+        y = self.enter(vector, laid_out(maps[0], self))
         for block in self.blocks:
             y = run(block, (y, None, None), self.save_memory)
         assert isinstance(y, Tensor)

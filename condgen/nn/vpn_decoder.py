@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from condgen.nn.causal import CausalConv2d, ConditionBias, Kind, RowsConv2d, down, run
 from condgen.nn.incremental import LineConv, RowConv, rows_of
-from condgen.nn.vpn import GATES, Block, Make, Unit, activate, convolution
+from condgen.nn.vpn import GATES, Block, Make, Unit, activate, convolution, laid_out
 from condgen.nn.vpn import Kind as UnitKind
 
 
@@ -71,7 +71,7 @@ class MaskedDecoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
-        x = self.enter(x)
+        x = laid_out(self.enter(x), self)
         for block in self.blocks:
             x = run(block, (x, vector, maps[0]), self.save_memory)
         return x
@@ -130,8 +130,8 @@ class TwoStackDecoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
-        v = self.enter_above(x)
-        h = self.enter_left(x) + self.link(down(v))
+        v = laid_out(self.enter_above(x), self)
+        h = laid_out(self.enter_left(x) + self.link(down(v)), self)
         for block in self.blocks:
             v, h = run(block, (v, h, vector, maps[0]), self.save_memory)
         return h

@@ -29,6 +29,12 @@ class Told:
     actions: Tensor
 
 
+def each(vector: Tensor | None, count: int) -> Tensor | None:
+    """(B, V) -> (count B, V): the vector of every frame. Frames of a clip lie one after the other, all clips at once:
+    a slice of time is then one piece of memory, and its gradient is put back without filling the others."""
+    return None if vector is None else vector.repeat(count, 1)
+
+
 class VpnNetwork(nn.Module):
     """Clip (B, T, C, H, W) in [-1, 1] -> parameters (B, T, P, H, W), all frames at once; see `condgen.systems.vpn`.
 
@@ -74,9 +80,9 @@ class VpnNetwork(nn.Module):
 
     def forward(self, clip: Tensor, told: Told) -> Tensor:
         count = clip.shape[1]
-        contexts = torch.stack(self._contexts(clip, told), 1)
-        vector = None if told.vector is None else told.vector.repeat_interleave(count, 0)
-        return self.decoder(clip.flatten(0, 1), vector, [contexts.flatten(0, 1)]).unflatten(0, (-1, count))
+        contexts = torch.cat(self._contexts(clip, told))
+        made: Tensor = self.decoder(clip.transpose(0, 1).flatten(0, 1), each(told.vector, count), [contexts])
+        return made.unflatten(0, (count, -1)).transpose(0, 1)
 
     # over time: a state after frame n is the context of frame n + 1
 
@@ -100,16 +106,15 @@ class VpnNetwork(nn.Module):
     def _contexts(self, clip: Tensor, told: Told) -> list[Tensor]:
         """Of every frame of a clip, each without knowing that frame: the last one is not encoded at all."""
         known = [self._with_action(clip[:, t], told, t) for t in range(clip.shape[1] - 1)]
-        frames = torch.cat([told.past, *(frame[:, None] for frame in known)], 1)
-        past, count = told.past.shape[1], frames.shape[1]
+        frames = [*told.past.unbind(1), *known]
+        past, count = told.past.shape[1], len(frames)
         state: State | None = None
         found = [] if past else [self.context(told, None)]
         if not count:
             return found
-        vector = None if told.vector is None else told.vector.repeat_interleave(count, 0)
-        codes = self.encoder(frames.flatten(0, 1), vector).unflatten(0, (-1, count))
-        for n in range(count):
-            state = self._step(codes[:, n], state, told.given[:, n] if n < past else None)
+        codes = self.encoder(torch.cat(frames), each(told.vector, count)).chunk(count)
+        for n, code in enumerate(codes):
+            state = self._step(code, state, told.given[:, n] if n < past else None)
             if n >= past - 1:
                 found.append(state[0])
         return found
@@ -120,7 +125,7 @@ class VpnNetwork(nn.Module):
             new = run(lambda x: self.lstm(x, None), (code,), self.save_memory)
         else:
             new = run(lambda x, h, cell: self.lstm(x, (h, cell)), (code, *state), self.save_memory)
-        if given is None:
+        if given is None or (given.device.type == "cpu" and bool(given.all())):  # elsewhere asking costs more
             return new
         keep = given[:, None, None, None]
         before = (torch.zeros_like(new[0]), torch.zeros_like(new[1])) if state is None else state

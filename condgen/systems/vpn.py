@@ -229,9 +229,11 @@ class Vpn(System):
                 parameters, clip = parameters.float(), clip.float()
             if self.grey:
                 return -bernoulli_log_prob(parameters, clip).sum((2, 3, 4))
-            logits = parameters.flatten(0, 1).unflatten(1, (self.values, self.draws))  # (B T, values, C, H, W)
-            index = ((clip.flatten(0, 1) + 1) * ((self.values - 1) / 2)).round().long()
-            return F.cross_entropy(logits, index, reduction="none").sum((1, 2, 3)).unflatten(0, clip.shape[:2])
+            # frame after frame, as the network computes them: nothing is copied. (T B, values, C, H, W)
+            logits = parameters.transpose(0, 1).flatten(0, 1).unflatten(1, (self.values, self.draws))
+            index = ((clip.transpose(0, 1).flatten(0, 1) + 1) * ((self.values - 1) / 2)).round().long()
+            nats = F.cross_entropy(logits, index, reduction="none").sum((1, 2, 3))
+            return nats.unflatten(0, (clip.shape[1], -1)).t()
 
     def _on_grid(self, target: Tensor) -> Tensor:
         """(B, T, C, H, W), T free, on the grid of 8 bits, or -1 and 1 where values = 2."""
