@@ -134,6 +134,7 @@ class ClipTask(Task):
             scores += frame_scores(
                 system, blocks, given=given, reference=other, about=about, seed=seed, world=world,
             )  # fmt: skip
+        about |= system.sample_fields  # nats and bits do not depend on them
         if last is not None:
             scores += curve_scores(fake, batch.target, last, given=given, network=pictures, about=about)
         if given:

@@ -128,6 +128,7 @@ class Unconditional(Task):
                     binarise=binarised(system), reference=other, about=about, world=world,
                 )
             ]  # fmt: skip
+        about |= system.sample_fields  # bits do not depend on them
         scores += quality_scores(fake, real, other, about=about, train_pictures=pool, **judged(built, world))
         if len(condition) > 1:
             scores += sensitivity_scores(system, condition, about=about, seed=options.seed)

@@ -178,6 +178,10 @@ class Vpn(System):
                 made.append(self._frame(network, uniform, network.context(told, state), told.vector, heat, cached))
         return quantise(torch.stack(made, 1).float(), self.values)
 
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        return {"temperature": "0"} if self.grey else {}
+
     def _law(self, clip: Tensor, condition: Condition) -> Tensor:
         parameters: Tensor = self.network(clip, self.network.told(condition, len(clip), clip.dtype))
         return parameters
