@@ -45,7 +45,7 @@ class _EluConv(torch.autograd.Function):
         ctx.kept, ctx.pad, ctx.stride = kept, pad, stride
         with torch.autocast(device, enabled=False):
             padded, inside = padded_elu(parts, mask, kept, pad)
-            return convolved(padded, weight, bias, stride, inside)
+            return convolved(padded, weight, bias, stride, (0, inside))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,10 +103,12 @@ def padded_elu(
     return out, inside
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor, stride: int, columns: int = 0) -> Tensor:
-    """F.conv2d with zeros in `columns` at the left and as many at the right."""
+def convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """F.conv2d, with 1x1 convolutions row by row."""
     rows = flat_rows(x, weight)
-    out = F.conv2d(rows, weight, bias, stride, (0, columns))
+    out = F.conv2d(rows, weight, bias, stride, padding)
     return out if rows is x else unflat_rows(out, x.shape)
 
 
