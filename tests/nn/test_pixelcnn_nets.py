@@ -13,7 +13,7 @@ from condgen.nn.gated_pixelcnn import GatedPixelCnn
 from condgen.nn.pixelcnn import PixelCnn2016
 from condgen.nn.pixelcnnpp import PixelCnnPp
 from condgen.nn.pixelrnn import PixelRnn, Reorder, diagonal_sweep
-from condgen.nn.weight_norm import WeightNormConv2d, concat_elu
+from condgen.nn.weight_norm import WeightNormConv2d, concat_elu, drawn_mask
 
 SIDE, VECTOR, MAPS = 4, 2, 1
 NETS = {
@@ -347,10 +347,10 @@ def test_the_lean_convolution_has_the_values_and_gradients_of_the_plain_one():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     inputs = (x, *conv.parameters())
     torch.manual_seed(1)
-    mask = torch.empty(2, 6, 4, 5, dtype=torch.bool).bernoulli_(0.75) / 0.75
+    mask = drawn_mask((2, 6, 4, 5), 0.25, x.device)[0] / -0.75
     for dropout, kept in ((0.0, None), (0.25, mask)):
         torch.manual_seed(1)
-        lean, whole = conv(x, dropout), plain(conv, x, kept)
+        lean, whole = conv(x, dropout=dropout), plain(conv, x, kept)
         torch.testing.assert_close(lean, whole)
         weights = torch.randn_like(lean)
         ours, theirs = (torch.autograd.grad((out * weights).sum(), inputs) for out in (lean, whole))
