@@ -27,6 +27,7 @@ COMMANDS = {  # word -> (module of condgen.commands, what it does)
     "compare": ("compare", "scores of several runs in one table: condgen compare runs/A runs/B"),
     "report": ("report", "write report.html of a run again: condgen report runs/NAME"),
     "list": ("listing", "what exists and what fits together"),
+    "prepare": ("prepare", "make data ready: condgen prepare stabilise videos/ clips/"),
     "check-data": ("check_data", "read every row and say what is wrong: condgen check-data data=folder data.root=DIR"),
 }
 

@@ -36,6 +36,7 @@ SUPPORT = {
     "cache",
     "archive",
     "video",
+    "stabilise",
 }  # shared parts in those folders, not entries
 
 

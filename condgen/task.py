@@ -7,8 +7,9 @@ The file `tasks/<name>.py` holds one subclass. A task never changes how a system
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -121,14 +122,32 @@ def batch_of(built: Built, data: DataSource, count: int, *, seed: int) -> Batch:
     return built.prepare(loaded).as_float()
 
 
-def _drawn(built: Built, data: RowDataset, count: int, seed: int) -> list[Sample]:
-    good: list[Sample] = []
-    for row in rng.permutation(len(data), seed, "scored rows").tolist():
+def blocks_of(
+    built: Built, data: RowDataset, count: int, *, seed: int, size: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """The first `count` rows that `batch_of` would draw, `size` at a time, read when they are asked for.
+
+    Rows that cannot be read are left out, and none comes twice. Rank r of `world` gets blocks r, r + world, ...
+    """
+    rows = rng.permutation(len(data), seed, "scored rows").tolist()[:count]
+    size = max(1, min(size, -(-len(rows) // world)))
+    for block in range(rank, -(-len(rows) // size), world):
+        good = list(_readable(built, data, rows[block * size : (block + 1) * size]))
+        if good:
+            yield built.prepare(collate(good, built.spec)).as_float()
+
+
+def _readable(built: Built, data: RowDataset, rows: Iterable[int]) -> Iterator[Sample]:
+    for row in rows:
         with suppress(DataError):  # check-data says which ones, and why
             sample = data.sample(row, None)
-            good += [sample] if sample.caption or built.spec.text is None else []
-        if len(good) == count:
-            break
+            if sample.caption or built.spec.text is None:
+                yield sample
+
+
+def _drawn(built: Built, data: RowDataset, count: int, seed: int) -> list[Sample]:
+    rows = rng.permutation(len(data), seed, "scored rows").tolist()
+    good = list(islice(_readable(built, data, rows), count))
     if not good:
         needed = "a picture" if built.spec.text is None else "a picture and a caption"
         raise DataError(f"none of {len(data)} rows has {needed}; run `condgen check-data`")

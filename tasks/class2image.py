@@ -110,6 +110,7 @@ class Class2Image(Task):
         ids = list(range(options.num_samples))
         fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
+        about |= system.sample_fields
         scores: list[Score] = []
         labels = None
         if condition.label is not None and others.label is not None and data.provides.label is not None:

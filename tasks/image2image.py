@@ -102,6 +102,7 @@ class Image2Image(Task):
             world, system, condition, seed=options.seed, ids=list(range(count)), batch_size=options.batch_size
         )
         about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": built.config.eval.split}
+        about |= system.sample_fields
         assert condition.image is not None
         drawn = condition.image.pixels
         if built.spec.image is not None and built.spec.image.classes:

@@ -119,6 +119,7 @@ class Layout2Image(Task):
             ids = list(range(len(condition)))
             fake = sample_over(world, system, condition, seed=options.seed, ids=ids, batch_size=options.batch_size)
             about = {"data": f"{built.config.data_name}#{data.fingerprint}", "split": split}
+            about |= system.sample_fields
             text = condition.text
             assert text is not None and text.pooled is not None
             found = layout_scores(fake, real, condition, names=names, finders=finders, about=about, seed=options.seed)

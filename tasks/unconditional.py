@@ -15,7 +15,7 @@ from condgen.data.base import RowDataset
 from condgen.engine.trainer import Hook
 from condgen.errors import ConfigError
 from condgen.inference.sample import sample_over, sample_rows, sampling
-from condgen.metrics.likelihood import Binarise, bits_per_dim, has_bits
+from condgen.metrics.likelihood import binarised, bits_per_dim, has_bits
 from condgen.metrics.quality import quality_scores
 from condgen.metrics.score import Score
 from condgen.options import Range
@@ -128,6 +128,7 @@ class Unconditional(Task):
                     binarise=binarised(system), reference=other, about=about, world=world,
                 )
             ]  # fmt: skip
+        about |= system.sample_fields  # bits do not depend on them
         scores += quality_scores(fake, real, other, about=about, train_pictures=pool, **judged(built, world))
         if len(condition) > 1:
             scores += sensitivity_scores(system, condition, about=about, seed=options.seed)
@@ -137,9 +138,3 @@ class Unconditional(Task):
 def copies_wanted(options: Any) -> bool:
     """Whether samples are looked up among training pictures."""
     return bool({"memorisation", "all"} & set(options.metrics))
-
-
-def binarised(system: object) -> Binarise:
-    """How a model of black and white pixels wants its pictures: its own `binarise`."""
-    how: Binarise = getattr(system, "binarise", "none")
-    return how

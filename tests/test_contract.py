@@ -5,6 +5,7 @@ A new file in `condgen/systems/` with a `tiny` preset is tested here without a l
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from dataclasses import replace
@@ -152,7 +153,9 @@ def test_phases_train_disjoint_parameters_and_gradient_reaches_all_of_them(name,
         losses = phase.loss(data, random())
         assert losses is not None and losses["loss"].dim() == 0 and torch.isfinite(losses["loss"])
         losses["loss"].backward()
-        silent = [n for n, p in system.named_parameters() if n in names and (p.grad is None or not p.grad.any())]
+        left = [n for n, p in system.named_parameters() if n in names and p.grad is None]
+        assert not left, f"{phase.name}: no part of the loss, so several processes could not be synchronised: {left}"
+        silent = [n for n, p in system.named_parameters() if n in names and not p.grad.any()]
         # a unit that is dead for this batch may be silent, a whole network may not
         assert len(silent) < 0.2 * len(names), f"{phase.name}: no gradient in {silent[:5]}"
     assert seen == {n for n, p in system.named_parameters() if p.requires_grad}
@@ -182,6 +185,21 @@ def test_sample_shape_range_and_batch_independence(name, fields):
     assert together.abs().max() <= 1 + 1e-5
     assert torch.equal(together, again)
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in GENERATORS}))
+def test_what_a_system_makes_of_its_samples_is_in_their_signatures(name):
+    """An option of `sample` whose default is the system's own option shows in `sample_fields`."""
+    cls = classes()[name]
+    chosen = inspect.signature(cls.__init__).parameters.keys()
+    shared = [p.name for p in inspect.signature(cls.sample).parameters.values() if p.default is None]
+    system = build(name, next(fields for found, fields in GENERATORS if found == name))
+    for option in set(shared) & set(chosen):
+        before = system.sample_fields
+        setattr(system, option, {"sample_mode": "noisy", "temperature": 0.7}[option])
+        assert system.sample_fields != before and option in system.sample_fields
+    assert all(isinstance(value, str) for value in system.sample_fields.values())
+    assert system.sample_fields or not set(shared) & set(chosen)
 
 
 @each_generator

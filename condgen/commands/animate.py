@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condgen.commands import arguments
+from condgen.commands.sample import sampler_options, written
 from condgen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from condgen.pipeline import Pipeline
 
 CLIPS = (".mp4", ".webm", ".gif", ".avi")
+OPTION = re.compile(r"[a-z_]+=")
 
 EPILOG = """\
 examples:
@@ -23,19 +26,27 @@ examples:
   condgen animate runs/NAME a.png b.png -o both.gif            side by side: each picture, and its clip
   condgen animate runs/NAME photo.png -o clip.mp4 --streams    also clip-foreground.mp4, -mask, -background
   condgen animate runs/NAME --past 0.png 1.png 2.png 3.png -o next.mp4
+  condgen animate runs/VPN photo.png -o clip.mp4 temperature=0   options of the system's sampler: no noise
 
 For runs that take an image or past frames and make clips. Pictures are stretched to the trained size. A run that takes
 several past frames gets the picture repeated, as if nothing had moved, unless --past gives them. More frames than the
-run was trained for are made by rolling forward: the newest frames become the next condition, nothing older is
-remembered, and errors add up. OUT without a suffix is a folder; with several pictures, a file shows them all.
+run was trained for are made by rolling forward: vpn goes on with what it remembers; with others the newest frames
+become the next condition, and nothing older is remembered. Either way errors add up. OUT without a suffix is a folder;
+with several pictures, a file shows them all.
 """
 
 
 def main(words: Sequence[str]) -> int:
     parser = arguments.parser("animate", "Clips from pictures with a trained run.", EPILOG)
     parser.add_argument("run", help="a run folder, an export folder, or owner/name on the Hugging Face Hub")
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files, or quoted globs")
+    parser.add_argument(
+        "pictures",
+        nargs="*",
+        metavar="PICTURE",
+        help="picture files, or quoted globs; key=value is an option of the sampler",
+    )
     parser.add_argument("--past", nargs="+", action="append", metavar="FILE", help="past frames in order, of one clip")
+    parser.add_argument("--actions", metavar="FILE", help=".npy (entries, A): of every clip, for runs that take them")
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="a clip (.mp4 .webm .gif .avi), or a folder")
     parser.add_argument("--frames", type=int, default=0, help="of the clip (0 = as trained)")
     parser.add_argument("--fps", type=float, default=8.0)
@@ -53,11 +64,15 @@ def main(words: Sequence[str]) -> int:
     out = Path(given.out)
     if out.suffix and out.suffix.lower() not in CLIPS:
         raise ConfigError(f"-o {out}: give a clip that ends with {', '.join(CLIPS)}, or a folder without a suffix")
-    sources, names = read_sources(given.pictures, given.past or [])
+    options = [word for word in given.pictures if OPTION.match(word) and not os.path.exists(word)]
+    sources, names = read_sources([word for word in given.pictures if word not in options], given.past or [])
 
     import condgen
 
     pipe = condgen.load(given.run, device=given.device, precision=given.precision)
+    given.options = sampler_options(type(pipe.system), options)
+    if "length" in given.options:
+        raise ConfigError(f"length={given.options['length']}: say --frames {given.options['length']}")
     field = source_field(pipe, given.run)
     values: dict[str, Any] = {field: sources}
     label = given.label
@@ -112,16 +127,19 @@ def make(pipe: Pipeline, values: dict[str, Any], names: Sequence[str], out: Path
     for files in values[field]:
         if len(files) > past:
             raise ConfigError(f"{len(files)} past frames; this run takes {past}")
-        files[:0] = files[:1] * (past - len(files))  # a picture that has stood still so far
+        if given.actions is None:
+            files[:0] = files[:1] * (past - len(files))  # a picture that has stood still so far
     if field == "image":
         values["image"] = [files[-1] for files in values["image"]]
+    else:
+        values["frames"] = arguments.with_actions(values["frames"], given.actions)
     asked = pipe.encode(pipe.condition(values))
     trained = pipe.info.target.frames
     frames = given.frames or trained
     overlap = field == "image" or bool(pipe.info.data.get("overlap"))
     clips = animate(
         pipe.system, asked, frames, overlap=overlap, seed=given.seed, batch_size=given.batch_size,
-        precision=given.precision,
+        precision=given.precision, **given.options,
     )  # fmt: skip
     if frames > trained:
         print(f"{frames} frames by rolling forward: the run was trained for {trained}, errors add up")
@@ -144,7 +162,6 @@ def make(pipe: Pipeline, values: dict[str, Any], names: Sequence[str], out: Path
 
 def write(pipe: Pipeline, clips: Any, asked: Any, names: Sequence[str], out: Path, given: Any) -> None:
     """One clip as it is; several side by side in one file, or each in a folder of its own name."""
-    from condgen.commands.sample import written
     from condgen.show.clips import grid_clip, write_clip
 
     options: dict[str, Any] = {"fps": given.fps, "lossless": given.lossless, "comment": pipe.info.attribution}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from condgen import config
 from condgen.config import Config
-from condgen.errors import ConfigError
+from condgen.errors import ConfigError, DataError
 
 
 def parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -27,6 +28,19 @@ def add_configuration(to: argparse.ArgumentParser) -> None:
     to.add_argument("--config", action="append", default=[], metavar="FILE", help="yaml read before the words")
     to.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     to.add_argument("--explain", metavar="KEY", help="say which file set KEY (such as train.steps, or optim) and stop")
+
+
+def with_actions(clips: Sequence[Sequence[str]], file: str | None) -> list[Any]:
+    """Past frames of clips as a prompt takes them, each with the actions of the array `file` (entries, A)."""
+    if file is None:
+        return [list(clip) for clip in clips]
+    import numpy as np
+
+    try:
+        told = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"--actions {file}: not an array of numbers: {error}") from None
+    return [{"pixels": list(clip), "actions": told} for clip in clips]
 
 
 def shown(loaded: Config, arguments: argparse.Namespace) -> bool:

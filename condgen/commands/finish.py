@@ -183,6 +183,7 @@ def example(built: Built) -> str:
         flags.append("--image picture.png")
     if spec.frames is not None:
         flags.append("--frames " + " ".join(f"{i}.png" for i in range(spec.frames.frames)))
+        flags += ["--actions actions.npy"] if spec.frames.actions else []
     return " ".join(flags)
 
 

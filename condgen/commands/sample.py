@@ -29,6 +29,7 @@ examples:
   condgen sample runs/NAME --text "a red fox" --text "a blue car" --num 8 --seed 0 -o grid.png
   condgen sample runs/NAME --label animals-nature --boxes 0.1,0.1,0.6,0.6
   condgen sample runs/VIDEO --num 4 -o clips.mp4 --streams
+  condgen sample runs/VPN --frames 0.png 1.png -o clips.mp4 temperature=0.9 length=20
   condgen sample runs/NAME --from conditions.jsonl --separate out/
   condgen sample runs/NAME --arithmetic "Coat - Shirt + Dress" -o sum.png
   condgen sample runs/NAME --arithmetic "s12,s40,s7 - s3 + s9"
@@ -50,6 +51,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--keypoints", action="append", metavar="FILE", help='json: {"name": [x, y]} or [[x, y], ...]')
     parser.add_argument("--image", action="append", metavar="FILE", help="a source picture")
     parser.add_argument("--frames", nargs="+", metavar="FILE", help="past frames in order")
+    parser.add_argument("--actions", metavar="FILE", help=".npy (entries, A): what goes with --frames")
     parser.add_argument("--from", dest="source", metavar="FILE", help="conditions, one json object a line")
     parser.add_argument("--style", action="append", metavar="FILE", help="a picture whose style is kept")
     parser.add_argument(
@@ -90,6 +92,9 @@ def main(words: Sequence[str]) -> int:
     num = given.num if given.num is not None else (1 if given.style else 8)
     style = given.style[0] if given.style and len(given.style) == 1 else given.style
     samples = pipe(**conditions, style=style, num=num, seed=given.seed, batch_size=given.batch_size, **options)
+    trained = pipe.info.target.frames
+    if samples.is_video and samples.pixels.shape[1] > trained:
+        print(f"{samples.pixels.shape[1]} frames by rolling forward: the run was trained for {trained}, errors add up")
     if given.separate:
         paths = samples.save(given.separate)
         print(f"{len(paths)} samples and samples.jsonl in {given.separate}")
@@ -203,7 +208,7 @@ def asked(given: argparse.Namespace) -> dict[str, Any]:
         out[name] = list(getattr(given, name) or [])
     out["boxes"] = [boxes(text) for text in given.boxes or []]
     out["keypoints"] = [_json(Path(path)) for path in given.keypoints or []]
-    out["frames"] = [list(given.frames)] if given.frames else []
+    out["frames"] = arguments.with_actions([given.frames] if given.frames else [], given.actions)
     out["label"] = [int(value) if value.lstrip("-").isdigit() else value for value in out["label"]]
     found = {name: values for name, values in out.items() if values}
     if not given.source:
@@ -246,6 +251,8 @@ def _beside(source: Path, name: str, value: Any) -> Any:
     """Picture files are named relative to the file that lists them."""
     if name == "image" and isinstance(value, str):
         return str(source.parent / value)
+    if name == "frames" and isinstance(value, Mapping):
+        return {**value, "pixels": _beside(source, name, value.get("pixels"))}
     return [str(source.parent / one) for one in value] if name == "frames" and isinstance(value, list) else value
 
 

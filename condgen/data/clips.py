@@ -7,6 +7,8 @@
     root/[split/]CLASS/name/1.png     a folder of frames is one clip, in natural order
     root/[split/]name.jpg             frames below each other (VGAN): a column of at least two square frames
     root/[split/]name.npy             (T, N, H, W): N clips
+    list=FILE                         one path below root a line, as VGAN's clips and UCF-101 came: only these
+    root/[split/]name.actions.npy     (T, A) beside clip `name`: what was done at each of its frames; data.actions
 
 What can be opened and what is refused is said in data/video.py.
 """
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condgen.data import video
+from condgen.data import _actions, video
 from condgen.data._classes import class_values
-from condgen.data._manifest import MANIFEST, Row, inside, read_manifest, scan
+from condgen.data._clip_files import all_splits, clips_in
+from condgen.data._manifest import Row
 from condgen.data._windows import Known, by_count, by_time
 from condgen.data.base import RowDataset
 from condgen.data.cache import CachedArray, cache_folder
-from condgen.data.decode import LUMA, RESIZE, SUFFIXES, cut, read_header, resize
+from condgen.data.decode import LUMA, RESIZE, cut, resize
 from condgen.data.folder import SPLITS, choose_rows
 from condgen.errors import ConfigError, DataError
 from condgen.options import Range
@@ -49,10 +51,15 @@ class Clips(RowDataset):
     root       the folder
     size       pixels of a side of the square target
     split      "train", "val", "test" or "all". A missing test folder is served by val, and the other way round
+    list       a text file, one path below root a line, that names the clips for training. Alone, `holdout` divides it
+    test_list  one that names the clips of test and val; alone, the others of root are for training
     holdout    without split folders: share of the clips in test (and val), chosen by a hash of the name
     frames     T, frames of the target
     past       K > 0: the K frames before the target are the `frames` condition; 1 = video from a frame
     overlap    the target starts with the past frames instead of following them (VGAN's video from a frame)
+    actions    "past": NAME.actions.npy beside each clip goes with the past frames; "future": also with the frames of
+               the target, as entries after the past ones whose pixels repeat the newest: system.future_actions=true.
+               Those of the frames that are taken: with stride > 1 none are summed. States are columns like any other
     stride     take every stride-th frame of the file
     fps        frames per second of the target, by time: also for clips of variable rate; 0 = the file's own, by count
     window     where the frames are taken in training: "random", "centre" or "first". Scores take the centre, or "first"
@@ -75,10 +82,13 @@ class Clips(RowDataset):
         root: str,
         size: Annotated[int, Range(1, 4096)] = 64,
         split: Literal["train", "val", "test", "all"] = "train",
+        list: str | None = None,
+        test_list: str | None = None,
         holdout: Annotated[float, Range(0, 0.99)] = 0.1,
         frames: Annotated[int, Range(1, 10_000)] = 16,
         past: Annotated[int, Range(0, 10_000)] = 0,
         overlap: bool = False,
+        actions: Literal["none", "past", "future"] = "none",
         stride: Annotated[int, Range(1, 10_000)] = 1,
         fps: Annotated[float, Range(0, 1000)] = 0.0,
         window: Literal["random", "centre", "first"] = "random",
@@ -96,13 +106,14 @@ class Clips(RowDataset):
         self.size, self.load_size, self.policy, self.background = size, load_size or size, resize, background
         self.frames, self.past, self.overlap = frames, past, overlap
         self.stride, self.fps, self.window, self.short = stride, fps, window, short
+        self.actions = actions
         self.channels, self.flip, self.caption_use, self.cache = channels, flip, captions, cache
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"data.root={root!r} is not a folder")
-        everything = _all_splits(self.root)
+        everything = all_splits(self.root, list, test_list)
         rows = choose_rows(everything, split, holdout)
-        self.rows = [(row, number) for row in rows for number in range(_clips_in(row))]
+        self.rows = [(row, number) for row in rows for number in range(clips_in(row))]
         known = [row for found in everything.values() for row in found]
         self.label_names = class_values("label", [row.label for row in known])
         self._label_index = {name: i for i, name in enumerate(self.label_names)}
@@ -112,7 +123,7 @@ class Clips(RowDataset):
         self.provides = ConditionSpec(
             label=LabelSpec(len(self.label_names), tuple(map(str, self.label_names))) if self.label_names else None,
             text=TextSpec() if any(row.captions for row in known) else None,
-            frames=FramesSpec(past, channels, size, size) if past else None,
+            frames=self._frames_spec() if past else None,
         )
         if cache:
             self._state_cache(cache_gib)
@@ -137,6 +148,9 @@ class Clips(RowDataset):
         digest = hashlib.sha256()
         for row, number in self.rows:
             size = row.path.stat().st_size if row.path.is_file() else -1
+            if self.actions != "none":
+                told = _actions.beside(row.path)
+                digest.update(f"{self.actions} {told.stat().st_size if told.is_file() else -1}".encode())
             digest.update(repr((replace(row, path=Path(), image=None, frames=()), number, size)).encode() + b"\0")
         return digest.hexdigest()[:16]
 
@@ -147,7 +161,8 @@ class Clips(RowDataset):
         draws = [0.5, 0.5, 0.5, 1.0, 0.0] if random is None else torch.rand(5, generator=random).tolist()
         where = {"random": draws[0], "centre": 0.5, "first": 0.0}[self.window]
         side = self.size if random is None else self.load_size
-        frames = self._frames(index, self._picks(index, where), side)
+        picks = self._picks(index, where)
+        frames = self._frames(index, picks, side)
         clip, _ = cut(frames, (self.size, self.size), (draws[1], draws[2]))
         clip = clip.flip(-1) if self.flip and draws[3] < 0.5 else clip
         start = 0 if self.overlap else self.past
@@ -156,7 +171,8 @@ class Clips(RowDataset):
             target=clip[start : start + self.frames].contiguous(),
             label=None if row.label is None else self._label_index[row.label],
             caption=self._caption(row, draws[4]),
-            frames=clip[: self.past].contiguous() if self.past else None,
+            frames=self._given(clip) if self.past else None,
+            actions=None if self.actions == "none" else self._told(index, picks),
         )
 
     def verify(self, index: int) -> None:
@@ -170,6 +186,30 @@ class Clips(RowDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}, "_checked": set()}
+
+    # past frames and actions
+
+    def _frames_spec(self) -> FramesSpec:
+        side = (self.channels, self.size, self.size)
+        if self.actions == "none":
+            return FramesSpec(self.past, *side)
+        width = _actions.width_of([row.path for row, _ in self.rows])
+        return FramesSpec(self.past + (self.frames if self.actions == "future" else 0), *side, width)
+
+    def _given(self, clip: Tensor) -> Tensor:
+        """The past frames; their newest again for each action to come."""
+        past = clip[: self.past]
+        if self.actions == "future":
+            past = torch.cat([past, past[-1:].expand(self.frames, -1, -1, -1)])
+        return past.contiguous()
+
+    def _told(self, index: int, picks: Sequence[int]) -> Tensor:
+        row, number = self.rows[index]
+        wanted = picks if self.actions == "future" else picks[: self.past]
+        assert self.provides.frames is not None
+        return _actions.read_actions(
+            row.path, number, wanted, frames=self._learn(index).frames, width=self.provides.frames.actions
+        )
 
     # which frames
 
@@ -288,7 +328,7 @@ class Clips(RowDataset):
 def _check_options(given: dict[str, Any]) -> None:
     allowed: dict[str, tuple[object, ...]] = {
         "split": (*SPLITS, "all"), "window": ("random", "centre", "first"), "short": ("refuse", "repeat"),
-        "channels": (1, 3), "resize": RESIZE, "captions": ("one", "mean"),
+        "channels": (1, 3), "actions": ("none", "past", "future"), "resize": RESIZE, "captions": ("one", "mean"),
     }  # fmt: skip
     for name, choices in allowed.items():
         if given[name] not in choices:
@@ -304,54 +344,11 @@ def _check_options(given: dict[str, Any]) -> None:
         raise ConfigError(
             f"data.overlap=true needs 1 <= data.past <= data.frames; they are {given['past']} and {given['frames']}"
         )
+    told = given["actions"]
+    if told != "none" and (not given["past"] or given["flip"] or (told == "future" and given["overlap"])):
+        raise ConfigError(
+            f"data.actions={told} needs data.past, and data.flip=false: a mirrored clip would need other actions. "
+            "future also needs data.overlap=false"
+        )
     if given["fps"] and given["stride"] != 1:
         raise ConfigError(f"data.fps={given['fps']} and data.stride={given['stride']} exclude each other; set one")
-
-
-def _all_splits(root: Path) -> dict[str, list[Row]]:
-    """Split name -> rows; the one name "" where root has no split folders."""
-    found = {name: root / folder for name, names in SPLITS.items() for folder in names if (root / folder).is_dir()}
-    if found and not (root / MANIFEST).is_file():
-        return {name: _rows(folder, root) for name, folder in found.items()}
-    return {"": _rows(root, root)}
-
-
-def _rows(folder: Path, root: Path) -> list[Row]:
-    file = folder / MANIFEST
-    return read_manifest(file, root) if file.is_file() else scan(folder, root, _clips_below(folder, root))
-
-
-def _clips_below(folder: Path, root: Path) -> list[Path]:
-    """Clip files, folders of frames, and pictures that are columns of frames, sorted."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        place = Path(where)
-        shown = sorted(name for name in names if not name.startswith("."))
-        found += [place / name for name in shown if name.lower().endswith(video.CLIP_SUFFIXES)]
-        stills = [
-            place / name for name in shown if name.lower().endswith(SUFFIXES) and not name.lower().endswith(".gif")
-        ]
-        for link in (still for still in stills if still.is_symlink()):  # the others cannot leave the folder
-            inside(root, place, link.name)
-        if stills:
-            found += stills if any(map(_is_column, stills[:PROBED])) else [place]
-    return found
-
-
-def _is_column(picture: Path) -> bool:
-    try:
-        header = read_header(picture)
-    except (DataError, OSError):
-        return False
-    return header.height >= 2 * header.width and header.height % header.width == 0
-
-
-def _clips_in(row: Row) -> int:
-    """Clips in the row's file: several in an array; a file that cannot be opened is one row, to be quarantined."""
-    if row.path.suffix.lower() != ".npy":
-        return 1
-    try:
-        return video.probe(row.path).clips
-    except DataError:
-        return 1

@@ -4,7 +4,8 @@ Srivastava, Mansimov, Salakhutdinov, "Unsupervised learning of video representat
 arXiv:1502.04681; the generator is that of their released code (class BouncingMNIST).
 
     root = FILE.npz                arrays x_train, x_test (uint8 (N, 28, 28)), the layout of Keras
-    root = DIR                     what torchvision's MNIST takes as `root`; FILE.npz in it as mnist.npz
+    root = DIR                     what torchvision's MNIST takes: MNIST/raw/train-images-idx3-ubyte and t10k-...,
+                                   unpacked or .gz as published, also in DIR itself; or mnist.npz in it
     root = mnist_test_seq.npy      the published test clips; training rows need one of the others
     root = null                    scikit-learn's 1,797 digits of 8 x 8 pixels, enlarged: offline, and not MNIST
 
@@ -14,8 +15,11 @@ of 86.3 nats a frame is their own entropy.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +38,7 @@ from condgen.types import ConditionSpec, FramesSpec, Sample, TargetSpec
 
 DIGIT, FRAME = 28, 64  # pixels of a side, as published
 STEP = 0.1  # of the room to move in, per frame
+MAX_BYTES = 1 << 30  # of an idx file
 SMALL_TEST = 0.2  # of scikit-learn's digits, drawn in test clips only
 
 
@@ -172,14 +177,33 @@ def _digits(root: str | None, split: str) -> np.ndarray:
     if place.is_dir() and (place / "mnist.npz").is_file():
         place = place / "mnist.npz"
     if place.is_dir():
-        from condgen.data.torchvision_sets import read
-
-        found = read(place, "mnist", part == "train", False)[0]
+        found = _idx(place, part)
     else:
         (found,) = read_arrays(place, (f"x_{part}",))
     if found.dtype != np.uint8 or found.ndim != 3 or not len(found):
         raise DataError(f"{place}: the digits are {found.dtype} {found.shape}; uint8 (N, 28, 28) is needed")
     return found
+
+
+def _idx(root: Path, part: str) -> np.ndarray:
+    """The published file of a part, unpacked or not, where torchvision keeps it below its root, or in root itself."""
+    name = f"{'train' if part == 'train' else 't10k'}-images-idx3-ubyte"
+    places = [root / folder / (name + end) for folder in ("MNIST/raw", "raw", "") for end in ("", ".gz")]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise DataError(f"{root} holds neither mnist.npz nor {name}[.gz], in MNIST/raw, raw or itself")
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            magic, count, height, width = struct.unpack(">4I", opened.read(16))
+            size = count * height * width
+            if magic != 0x803 or not 0 < size <= MAX_BYTES:
+                raise DataError(f"{file}: its head is not that of pictures in bytes ({magic:#x}, {count} pictures)")
+            data = opened.read(size + 1)
+    except (OSError, EOFError, struct.error, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if len(data) != size:
+        raise DataError(f"{file} is cut short or too long: its head says {size} bytes of pixels")
+    return np.frombuffer(data, np.uint8).reshape(count, height, width)
 
 
 def _sklearn_digits(part: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Clips -> frames: the one place of condgen that opens videos.
+"""Clips -> frames: what reads a clip of any kind; `_demux.py` opens video files, `_stills.py` the other kinds.
 
 What can be read, whatever the file is called:
 
@@ -17,34 +17,26 @@ closes the file itself: nothing stays open in a loader process, and a forked one
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from condgen.data._containers import HEAD, container_of, missing_bytes
+from condgen.data._containers import HEAD, container_of
+from condgen.data._demux import MAX_FRAMES, Opened, decoded, edited, index_of, refuse_short, to_pixels
 from condgen.data._stills import array, array_frames, folder_frames, pictures, stacked, stacked_frames
 from condgen.data.decode import MAX_PIXELS, read_header
 from condgen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
-MAX_FRAMES = 1_000_000  # of one clip; ten hours at 25 a second
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".apng", ".npy")
-# one packet, one frame, and pts in every packet: what an index made without decoding needs
-INDEXED = frozenset({"h264", "hevc", "vp9", "av1", "ffv1", "mjpeg", "png", "apng", "rawvideo", "huffyuv", "utvideo"})
-TIMED = INDEXED | {"gif"}  # one packet, one frame, but no keyframe to start from
-INDEX_MEMORY = 4_000_000  # frame times kept in memory, of all clips
 
 
 @dataclass(frozen=True)
@@ -79,9 +71,9 @@ def probe(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> ClipInfo:
         if kind == "picture":
             head = read_header(path, max_pixels=max_pixels)
             return ClipInfo(stacked(head.width, head.height), 0.0, head.width, head.width, None)
-        _refuse_short(path, kind, max_pixels)
-        with _Opened(path, kind, max_pixels) as (container, stream):
-            first = next(_decoded(container, stream, max_pixels), None)
+        refuse_short(path, kind, max_pixels)
+        with Opened(path, kind, max_pixels) as (container, stream):
+            first = next(decoded(container, stream, max_pixels), None)
             if first is None:
                 raise DataError("it holds no frame")
             turned = first.rotation % 180 != 0
@@ -148,7 +140,7 @@ def frame_times(path: Path | str) -> np.ndarray | None:
         kind = _kind(path)
         if kind in ("folder", "npy", "picture"):
             return None
-        found = _index(path, kind, MAX_PIXELS)
+        found = index_of(path, kind, MAX_PIXELS)
         return None if found is None else found.times()
 
 
@@ -186,88 +178,9 @@ def _naming(path: Path | str) -> Iterator[None]:
         raise DataError(f"{name}: it cannot be decoded: {reason}") from error
 
 
-# containers
-
-
-class _Opened:
-    """The container and its first video stream, after the checks that need no decoding."""
-
-    def __init__(self, path: Path | str, kind: str, max_pixels: int) -> None:
-        self.path, self.kind, self.max_pixels = Path(path), kind, max_pixels
-
-    def __enter__(self) -> tuple[InputContainer, VideoStream]:
-        import av
-
-        self.file = self.path.open("rb")
-        try:
-            # a file object, so FFmpeg opens nothing by name; the demuxer is given, so it does not guess a playlist
-            self.container = av.open(
-                self.file,
-                format=self.kind,
-                options={"protocol_whitelist": "file", "max_pixels": str(self.max_pixels)},
-                buffer_size=1 << 18,
-                metadata_errors="replace",
-            )
-        except BaseException:
-            self.file.close()
-            raise
-        try:
-            if not self.container.streams.video:
-                raise DataError("there is no video stream in it")
-            stream = self.container.streams.video[0]
-            coder = stream.codec_context
-            if coder.width < 1 or coder.height < 1:  # also what FFmpeg makes of a size above its limit
-                raise DataError(f"it has no size that can be decoded (at most {self.max_pixels} pixels)")
-            _check_size(coder.width, coder.height, self.max_pixels)
-            # one thread: loader processes are the parallel part, and damaged frames are reported where they are
-            stream.thread_type, coder.thread_count = "NONE", 1
-            return cast("InputContainer", self.container), stream
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
-        self.file.close()
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels or min(width, height) < 1:
-        raise DataError(f"the header says {width} x {height} pixels; at most {max_pixels} are decoded")
-
-
-def _decoded(
-    container: InputContainer, stream: VideoStream, max_pixels: int, since: int | None = None
-) -> Iterator[VideoFrame]:
-    """Frames in the order they are shown, those before `since` (pts) left out.
-
-    Raises DataError with the number read before the damage.
-    """
-    import av
-
-    count = 0
-    frames = container.decode(stream)
-    while True:
-        try:
-            frame = next(frames, None)
-        except (av.error.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(f"damaged after {count} frames ({reason})") from error
-        if frame is None:
-            return
-        # after a seek come frames that are shown before the keyframe and refer to what was not decoded
-        if since is not None and (frame.pts is None or frame.pts < since):
-            continue
-        if frame.is_corrupt:
-            raise DataError(f"damaged after {count} frames (the decoder had to guess frame {count})")
-        _check_size(frame.width, frame.height, max_pixels)
-        count += 1
-        yield frame
-
-
 def _video_frames(path: Path | str, kind: str, wanted: Sequence[int], max_pixels: int) -> Iterator[Tensor]:
-    _refuse_short(path, kind, max_pixels)
-    index = _index(path, kind, max_pixels) if wanted[0] > 0 else None
+    refuse_short(path, kind, max_pixels)
+    index = index_of(path, kind, max_pixels) if wanted[0] > 0 else None
     key = index.before(wanted[0]) if index is not None else None
     if key is not None:
         rest = _from_key(path, kind, wanted, max_pixels, *key)
@@ -279,10 +192,10 @@ def _video_frames(path: Path | str, kind: str, wanted: Sequence[int], max_pixels
             yield first
             yield from rest
             return
-    with _Opened(path, kind, max_pixels) as (container, stream):
-        frames = _decoded(container, stream, max_pixels)
+    with Opened(path, kind, max_pixels) as (container, stream):
+        frames = decoded(container, stream, max_pixels)
         count = yield from _chosen(frames, 0, wanted)
-        if count < min(wanted[-1] + 1, stream.frames) and not _edited(path, kind):
+        if count < min(wanted[-1] + 1, stream.frames) and not edited(path, kind):
             raise DataError(f"cut short: {count} of {stream.frames} frames can be read")
 
 
@@ -292,7 +205,7 @@ def _chosen(frames: Iterator[VideoFrame], number: int, wanted: Sequence[int]) ->
     target = next(rest)
     for frame in frames:
         if number == target:
-            yield _pixels(frame)
+            yield to_pixels(frame)
             target = next(rest, -1)
         number += 1
         if target < 0:
@@ -304,108 +217,9 @@ def _from_key(
     path: Path | str, kind: str, wanted: Sequence[int], max_pixels: int, key: int, target: int
 ) -> Iterator[Tensor]:
     """Frames from the one shown at `target` (pts) on, decoded from the keyframe at `key`; none if it never comes."""
-    with _Opened(path, kind, max_pixels) as (container, stream):
+    with Opened(path, kind, max_pixels) as (container, stream):
         container.seek(key, stream=stream, backward=True, any_frame=False)
-        frames = _decoded(container, stream, max_pixels, since=key)
+        frames = decoded(container, stream, max_pixels, since=key)
         first = next((frame for frame in frames if frame.pts is None or frame.pts >= target), None)
         if first is not None and first.pts == target:  # otherwise the decoder left it out
             yield from _chosen(chain([first], frames), wanted[0], wanted)
-
-
-def _pixels(frame: VideoFrame) -> Tensor:
-    """uint8 (3, H, W), turned as the file asks, transparency on white."""
-    if any(c.is_alpha for c in frame.format.components) or frame.format.has_palette:
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        alpha = rgba[..., 3:]
-        rgb: np.ndarray = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    else:
-        rgb = cast(np.ndarray, frame.to_ndarray(format="rgb24"))
-    if frame.rotation:
-        rgb = np.rot90(rgb, round(frame.rotation / 90))
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
-
-
-def _refuse_short(path: Path | str, kind: str, max_pixels: int) -> None:
-    """Raises DataError for a file that ends before its own structure does, with the number of frames in it."""
-    with Path(path).open("rb") as file:
-        missing = missing_bytes(file, kind)
-    if not missing:
-        return
-    count = 0
-    try:
-        with _Opened(path, kind, max_pixels) as (container, stream):
-            for _ in _decoded(container, stream, max_pixels):
-                count += 1
-    except Exception:  # this is the count up to wherever it breaks; the reason is known
-        pass
-    raise DataError(f"cut short: the end of the file is missing; {count} frames can be read")
-
-
-def _edited(path: Path | str, kind: str) -> bool:
-    """Whether an edit list hides some of the frames, so that fewer are shown than stored."""
-    with _Opened(path, kind, MAX_PIXELS) as (container, stream):
-        return any(packet.is_discard for packet in container.demux(stream))
-
-
-# where frames are
-
-
-class _Index:
-    """Times of the frames in the order they are shown, and those of the keyframes, in units of `base` seconds."""
-
-    def __init__(self, shown: np.ndarray, keys: np.ndarray, base: float) -> None:
-        self.shown, self.keys, self.base = shown, keys, base
-
-    def times(self) -> np.ndarray:
-        return self.shown * self.base
-
-    def before(self, frame: int) -> tuple[int, int] | None:
-        """(pts of the last keyframe at or before `frame`, pts of `frame`); None where there is none or no gain."""
-        if frame >= len(self.shown):
-            return None
-        target = self.shown[frame]
-        at = int(np.searchsorted(self.keys, target, side="right")) - 1
-        return (int(self.keys[at]), int(target)) if at > 0 else None
-
-
-_indices: OrderedDict[tuple[str, int, int], _Index | None] = OrderedDict()
-
-
-def _index(path: Path | str, kind: str, max_pixels: int) -> _Index | None:
-    """The index of a clip, made by reading its packets once; None where packets and frames need not agree."""
-    place = Path(path)
-    status = place.stat()
-    key = (str(place.absolute()), status.st_size, status.st_mtime_ns)
-    if key not in _indices:
-        _indices[key] = _make_index(path, kind, max_pixels)
-        held = sum(len(i.shown) if i is not None else 1 for i in _indices.values())
-        while held > INDEX_MEMORY and len(_indices) > 1:
-            _, old = _indices.popitem(last=False)
-            held -= len(old.shown) if old is not None else 1
-    _indices.move_to_end(key)
-    return _indices[key]
-
-
-def _make_index(path: Path | str, kind: str, max_pixels: int) -> _Index | None:
-    shown: list[int] = []
-    keys: list[int] = []
-    with _Opened(path, kind, max_pixels) as (container, stream):
-        codec = stream.codec_context.name
-        if codec not in TIMED or not stream.time_base:
-            return None
-        for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            if packet.pts is None or packet.is_corrupt or len(shown) >= MAX_FRAMES:
-                return None
-            shown.append(packet.pts)
-            if packet.is_keyframe and (codec in INDEXED or not keys):
-                keys.append(packet.pts)
-        base, declared = float(stream.time_base), stream.frames
-    if codec == "gif" and 0 < declared < len(shown):  # a comment at the end is a packet without a frame
-        del shown[declared:]
-    times, starts = np.array(sorted(shown), dtype=np.int64), np.array(sorted(keys), dtype=np.int64)
-    # frames that lead the first keyframe may or may not be decoded; equal times cannot be told apart
-    if not len(starts) or times[0] < keys[0] or bool((np.diff(times) <= 0).any()):
-        return None
-    return _Index(times, starts, base)

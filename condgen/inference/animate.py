@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,21 +26,36 @@ def animate(
     ids: Sequence[int] | None = None,
     batch_size: int = 16,
     precision: str = "fp32",
+    **options: Any,
 ) -> Tensor:
     """(B, frames, C, H, W) float32 in [-1, 1] that go on from `condition.frames` or `condition.image`.
 
     overlap   the system was trained on clips that start with what they are given (data.overlap=true); every system that
               takes an image is. What is given again is cut off where two parts join
+    options   keyword options of the system's `sample`, such as temperature
 
-    Beyond the trained length the newest frames become the next condition, with other noise, and so on: nothing older
-    is remembered, and errors add up. The first trained length is what `sample_rows` gives. Other fields stay as they
-    are. Raises ConfigError and ShapeError.
+    Beyond the trained length a system that `rolls` goes on with all that it remembers. With others the newest frames
+    become the next condition, with other noise, and so on: nothing older is remembered. Either way errors add up, and
+    the first trained length is what `sample_rows` gives. Other fields stay as they are. Raises ConfigError and
+    ShapeError.
     """
     if not system.target_spec.frames:
         raise ConfigError("this system makes pictures; animating needs one that makes clips")
     if frames < 1:
         raise ConfigError(f"{frames} frames; give at least 1")
     known = given_frames(condition)
+    if system.rolls:
+        named = list(ids) if ids is not None else list(range(len(condition)))
+        return sample_rows(
+            system,
+            condition,
+            seed=seed,
+            ids=named,
+            batch_size=batch_size,
+            precision=precision,
+            length=frames,
+            **options,
+        )
     keeps = known.shape[1]
     trained, gain = system.target_spec.frames, system.target_spec.frames - (keeps if overlap else 0)
     if frames > trained and (gain < 1 or known.shape[2:] != torch.Size(system.target_spec.shape[1:])):
@@ -55,7 +71,7 @@ def animate(
         asked = condition if part == 0 else next_condition(condition, torch.cat([known, made], dim=1)[:, -keeps:])
         new = sample_rows(
             system, asked, seed=seed if part == 0 else derive(seed, "part", part), ids=names, batch_size=batch_size,
-            precision=precision,
+            precision=precision, **options,
         )  # fmt: skip
         made = torch.cat([made, new[:, keeps:] if overlap and part else new], dim=1)
         part += 1

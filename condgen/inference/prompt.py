@@ -232,9 +232,13 @@ def _images(rows: Sequence[Any], spec: ImageSpec, names: Sequence[str]) -> Image
 
 
 def _frames(rows: Sequence[Any], spec: FramesSpec, names: Sequence[str]) -> Frames:
-    """Fewer frames than the system looks at are the most recent ones; of more, the last are used."""
-    if spec.actions and any(row is not None for row in rows):
-        raise ConfigError("this system also needs actions; pass condition=Condition(frames=Frames(...)) with them")
+    """Fewer frames than the system looks at are the most recent ones; of more, the last are used.
+
+    With actions a row is {"pixels": pictures, "actions": (entries, A)}: a row of numbers for each picture, and then for
+    each frame to come where the system knows those too. The newest picture stands for them, as in data=clips.
+    """
+    if spec.actions:
+        return _acted(rows, spec)
     size = (spec.height, spec.width)
     pixels = torch.zeros(len(rows), spec.frames, spec.channels, *size)
     mask = torch.zeros(len(rows), spec.frames, dtype=torch.bool)
@@ -242,7 +246,27 @@ def _frames(rows: Sequence[Any], spec: FramesSpec, names: Sequence[str]) -> Fram
         clip = [] if row is None else list(row) if isinstance(row, list | tuple | Tensor | np.ndarray) else [row]
         for t, picture in enumerate(clip[-spec.frames :][::-1], start=1):
             pixels[i, -t], mask[i, -t] = read_picture(picture, spec.channels, size), True
-    actions = torch.zeros(len(rows), spec.frames, spec.actions) if spec.actions else None
+    return Frames(pixels, mask)
+
+
+def _acted(rows: Sequence[Any], spec: FramesSpec) -> Frames:
+    size = (spec.height, spec.width)
+    pixels = torch.zeros(len(rows), spec.frames, spec.channels, *size)
+    mask = torch.zeros(len(rows), spec.frames, dtype=torch.bool)
+    actions = torch.zeros(len(rows), spec.frames, spec.actions)
+    for i, row in enumerate(rows):
+        if row is None:
+            continue
+        if not isinstance(row, Mapping) or set(row) != {"pixels", "actions"}:
+            raise ConfigError('this system also needs actions: frames={"pixels": ["0.png", "1.png"], "actions": rows}')
+        told = torch.as_tensor(np.asarray(row["actions"], dtype=np.float32))
+        shown = [read_picture(one, spec.channels, size) for one in row["pixels"]]
+        if told.shape != (spec.frames, spec.actions) or not 0 < len(shown) <= spec.frames:
+            raise ConfigError(
+                f"{len(shown)} frames with actions of shape {tuple(told.shape)}; this system takes "
+                f"({spec.frames}, {spec.actions}), a row for each of at most {spec.frames} frames"
+            )
+        pixels[i], mask[i], actions[i] = torch.stack(shown + shown[-1:] * (spec.frames - len(shown))), True, told
     return Frames(pixels, mask, actions)
 
 

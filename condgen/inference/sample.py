@@ -6,7 +6,7 @@ differently for another batch size, so float rows agree to about 1e-6, not bit b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Protocol
@@ -50,7 +50,7 @@ def sample_rows(
     ids         any integers; row i depends on (seed, ids[i]) and on row i of the condition
     precision   "fp32" also inside an autocast region, so that samples are reproducible; "bf16" and, on a GPU, "fp16"
                 = autocast
-    options     keyword options of this system's `sample`
+    options     keyword options of this system's `sample`; with length=n, of a system that `rolls`, clips have n frames
 
     Training mode, global random state and gradients of the caller are left as they were.
     Raises ShapeError, ConfigError, and DivergedError when a sample is not finite.
@@ -58,7 +58,19 @@ def sample_rows(
     chunks = [c for _, c in sample_chunks(
         system, condition, seed=seed, ids=ids, batch_size=batch_size, precision=precision, **options
     )]  # fmt: skip
-    return torch.cat(chunks) if chunks else torch.empty(0, *system.target_spec.shape)
+    return torch.cat(chunks) if chunks else torch.empty(0, *shape_of_sample(system, options))
+
+
+def shape_of_sample(system: System, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """The target's shape, with as many frames as the option `length` says. ConfigError for a system without it."""
+    shape, length = system.target_spec.shape, options.get("length") or 0
+    if not length:
+        return shape
+    if not system.rolls:
+        raise ConfigError(
+            f"length={length}: {type(system).__name__} cannot; systems that go on frame by frame can (vpn)"
+        )
+    return (length, *shape[1:])
 
 
 def sample_chunks(
@@ -79,6 +91,7 @@ def sample_chunks(
             f"the condition has {len(condition)} rows and there are {len(ids)} ids; give one id per row "
             "(Condition.repeat(n) makes n rows of each)"
         )
+    shape = shape_of_sample(system, options)
     for start in range(0, len(ids), batch_size):
         rows = slice(start, min(start + batch_size, len(ids)))
         part = condition.index(rows) if len(condition) else condition
@@ -86,7 +99,7 @@ def sample_chunks(
         with sampling(system, precision, stray=derive(seed, "stray", start)) as device:
             random = RowRandom(seed, ids[rows], device=device)
             pixels = system.sample(part.to(device), random=random, **options)
-        yield rows, checked(pixels, (rows.stop - start, *system.target_spec.shape))
+        yield rows, checked(pixels, (rows.stop - start, *shape))
 
 
 def sample_streams(
@@ -173,8 +186,9 @@ def sample_over(
     part = condition.index(torch.tensor(mine, dtype=torch.int64)) if len(condition) else condition
     pixels = sample_rows(system, part, seed=seed, ids=[ids[i] for i in mine], **options)
     per_rank = -(-len(ids) // world.world)
-    padded = torch.zeros(per_rank, *system.target_spec.shape)  # collectives need equal sizes
+    shape = pixels.shape[1:]
+    padded = torch.zeros(per_rank, *shape)  # collectives need equal sizes
     padded[: len(pixels)] = pixels
     everything = world.gather(padded.to(world.device)).cpu()  # rank 0's rows, rank 1's rows, ...
-    by_rank = everything.view(world.world, per_rank, *system.target_spec.shape)
+    by_rank = everything.view(world.world, per_rank, *shape)
     return by_rank.transpose(0, 1).flatten(0, 1)[: len(ids)].contiguous()

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from condgen.nn.sync_norm import sum_over_ranks
 
 LEVELS = 256
 STEP = 2 / (LEVELS - 1)
@@ -99,9 +102,16 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, prior_mean: Tensor | float, prior
 
 def free_bits(groups: Tensor, floor: float) -> Tensor:
     """KL of groups (B, G) in nats -> the term of the objective, a scalar: for each group the larger of `floor` and its
-    mean over the batch, summed (Kingma et al. 2016, arXiv:1606.04934). floor 0 = the plain mean KL."""
+    mean over the batch, summed (Kingma et al. 2016, arXiv:1606.04934). floor 0 = the plain mean KL.
+
+    With several processes, which hold equally many rows, a floor is compared with the mean over all of them.
+    """
     means = groups.mean(0)
-    return (means.clamp_min(floor) if floor > 0 else means).sum()
+    if floor <= 0:
+        return means.sum()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        means = sum_over_ranks(means) / dist.get_world_size()
+    return means.clamp_min(floor).sum()
 
 
 def log_mean_exp(log_weights: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out pictures, by one function for every system that has a likelihood."""
+"""Bits per dimension of held-out pictures and clips, by one function for every system that has a likelihood."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ Binarise = Literal["none", "threshold", "dynamic"]
 LEVELS = 256
 
 
+def binarised(system: object) -> Binarise:
+    """How a model of black and white pixels wants its pictures: its own `binarise`."""
+    how: Binarise = getattr(system, "binarise", "none")
+    return how
+
+
 def has_bits(system: object) -> bool:
     """Whether `bits_per_dim` can be asked of this system; its `likelihood` begins with "none" where not."""
     return isinstance(system, HasLikelihood) and not system.likelihood.startswith("none")
@@ -42,9 +48,9 @@ def bits_per_dim(
     about: Mapping[str, str] | None = None,
     world: Gathering | None = None,
 ) -> Score:
-    """-log2 p(picture) / (C H W), the mean over the rows of `target`, with its standard error.
+    """-log2 p(picture) / (C H W), the mean over the rows of `target`, with its standard error; of clips / (T C H W).
 
-    target      (N, C, H, W) exact 8-bit pictures: uint8, or float k / 127.5 - 1 with integer k
+    target      (N, C, H, W) or (N, T, C, H, W), exact 8 bits: uint8, or float k / 127.5 - 1 with integer k
     condition   N rows, or none for an unconditional system
     ids         names of the rows' noise streams: row i depends on (seed, ids[i]) alone; default 0 .. N - 1
     importance  K: log of the mean of K importance weights a row, in float64 (Burda et al. 2016, arXiv:1509.00519).
@@ -84,7 +90,17 @@ def bits_per_dim(
         nats = _gathered(nats, len(names), world)
     if bool(nats.isnan().any()):
         raise DivergedError("the log-likelihood of some pictures is NaN; the weights have diverged")
-    dimensions = target[0].numel()
+    return bits_score(
+        nats, system, target[0].numel(), draws=draws, binarise=binarise, seed=seed, about=about,
+        floor=histogram_bits(target, reference, binarise=binarise, seed=seed, ids=names),
+    )  # fmt: skip
+
+
+def bits_score(
+    nats: Tensor, system: HasLikelihood, dimensions: int, *, floor: float, draws: int = 1, binarise: Binarise = "none",
+    seed: int = 0, about: Mapping[str, str] | None = None,
+) -> Score:  # fmt: skip
+    """`bpd` of the log-likelihoods (N,) in nats of rows of `dimensions` numbers each."""
     bits = -nats / (dimensions * math.log(2))
     n = len(bits)
     protocol = {
@@ -95,7 +111,7 @@ def bits_per_dim(
     return Score(
         name="bpd",
         value=float(bits.mean()),
-        floor=histogram_bits(target, reference, binarise=binarise, seed=seed, ids=names),
+        floor=floor,
         error=float(bits.std()) / math.sqrt(n) if n > 1 else None,
         signature=signature("bpd", **protocol),
         higher_is_better=False,
@@ -153,24 +169,28 @@ def histogram_bits(
 ) -> float:
     """Bits per dimension of `target` under the histogram of each channel of `reference`, one count added to each
     level; without a reference, of the uniform code."""
-    levels = 2 if binarise != "none" else LEVELS
-    if reference is None:
-        return math.log2(levels)
     names = list(range(len(target))) if ids is None else list(ids)
-    fitted = _counts(reference, binarise, seed, list(range(len(reference)))) + 1
-    bits = -torch.log2(fitted / fitted.sum(1, keepdim=True))
-    seen = _counts(target, binarise, seed, names)
+    if reference is None:
+        return math.log2(2 if binarise != "none" else LEVELS)
+    fitted = level_counts(reference, binarise, seed, list(range(len(reference))))
+    return code_bits(level_counts(target, binarise, seed, names), fitted)
+
+
+def code_bits(seen: Tensor, fitted: Tensor) -> float:
+    """Bits per dimension of levels that occur `seen` times under the code of the counts `fitted`, one added to each;
+    both (C, levels)."""
+    bits = -torch.log2((fitted + 1) / (fitted + 1).sum(1, keepdim=True))
     return float((seen * bits).sum() / seen.sum())
 
 
-def _counts(pixels: Tensor, binarise: Binarise, seed: int, ids: Sequence[int], block: int = 256) -> Tensor:
-    """How often each level occurs in each channel, (C, levels) float64."""
+def level_counts(pixels: Tensor, binarise: Binarise, seed: int, ids: Sequence[int], block: int = 256) -> Tensor:
+    """How often each level occurs in each channel of (N, C, H, W) or (N, T, C, H, W): (C, levels) float64."""
     levels = 2 if binarise != "none" else LEVELS
-    out = torch.zeros(pixels.shape[1], levels, dtype=torch.float64)
+    out = torch.zeros(pixels.shape[-3], levels, dtype=torch.float64)
     for start in range(0, len(pixels), block):
         part = as_binary(exact_pixels(pixels[start : start + block].cpu()), binarise, seed, ids[start : start + block])
-        held = ((part + 1) / 2 * (levels - 1)).round().long()
-        out += torch.stack([torch.bincount(held[:, c].flatten(), minlength=levels) for c in range(held.shape[1])])
+        held = ((part + 1) / 2 * (levels - 1)).round().long().movedim(-3, 0)
+        out += torch.stack([torch.bincount(channel.flatten(), minlength=levels) for channel in held])
     return out
 
 

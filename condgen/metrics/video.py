@@ -5,6 +5,9 @@ FVD: Unterthiner et al. 2018, arXiv:1812.01717. Its published numbers come from 
 
     frames                the picture features named by eval.extractor (metrics/extractors.py), averaged over frames,
                           with the mean absolute difference of neighbours beside them
+    own                   a 3-D network that the first evaluation trains on your training clips (metrics/own_clips.py)
+    own:<folder>          such a network of another run or machine: clips.safetensors and clips.json, as the first one
+                          says where it keeps them
     torchscript:<file>    your own network: float (B, 3, T, 224, 224) in [-1, 1] -> (B, d), such as I3D's 400 logits.
                           TorchScript runs what it holds, so only load files that you trust
 """
@@ -13,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condgen.errors import DataError, ShapeError
+from condgen.data.base import RowDataset
+from condgen.data.cache import cache_folder
+from condgen.errors import ConfigError, DataError, ShapeError
 from condgen.metrics.extractors import Extractor, extractor
 from condgen.metrics.frechet import frechet_distance
 from condgen.metrics.kernel import kid
@@ -26,9 +32,12 @@ from condgen.metrics.paired import psnr, shuffled, ssim
 from condgen.metrics.score import Score
 from condgen.metrics.signature import signature
 from condgen.metrics.statistics import gaussian_of
+from condgen.pixels import pixels_to_float, pixels_to_uint8
+from condgen.registry import unknown
 
 MIN_FVD = 256  # clips on each side, as in the first published tables
 SHOWN = 16  # time steps of a curve that become scores of their own, at most
+BLOCK = 64  # clips compared at a time
 SIDE = 224  # px that an I3D takes
 
 
@@ -37,33 +46,41 @@ SIDE = 224  # px that an I3D takes
 
 def curves(fake: Tensor, real: Tensor, network: Extractor | None = None) -> dict[str, Tensor]:
     """psnr and ssim (N, T) of clips (N, T, C, H, W) in [-1, 1] and, with a network, `perceptual`: the squared distance
-    of unit feature vectors, in the manner of LPIPS; 0 = alike."""
+    of unit feature vectors, in the manner of LPIPS; 0 = alike. A few clips at a time."""
     if fake.shape != real.shape or fake.dim() != 5:
         raise ShapeError(f"clips {tuple(fake.shape)} and true clips {tuple(real.shape)}; both (N, T, C, H, W)")
-    rows, frames = fake.shape[:2]
-    a, b = fake.flatten(0, 1), real.flatten(0, 1)
-    found = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
-    if network is not None:
-        one, two = (F.normalize(network.features(x), dim=1) for x in (a, b))
-        found["perceptual"] = (one - two).square().sum(1)
-    return {name: values.view(rows, frames) for name, values in found.items()}
+    parts: dict[str, list[Tensor]] = {}
+    for some, true in zip(fake.split(BLOCK), real.split(BLOCK), strict=True):
+        a, b = some.flatten(0, 1), true.flatten(0, 1)
+        found = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+        if network is not None:
+            one, two = (F.normalize(network.features(x), dim=1) for x in (a, b))
+            found["perceptual"] = (one - two).square().sum(1)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values.view(some.shape[:2]))
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def shown_steps(frames: int) -> list[int]:
+    """The time steps of a curve that become scores: all of them, or 16 from the first to the last."""
+    count = min(frames, SHOWN)
+    return sorted({round(i * (frames - 1) / max(count - 1, 1)) for i in range(count)})
 
 
 def curve_scores(
-    fake: Tensor, real: Tensor, last: Tensor, *, given: int = 0, name: str = "auto", about: Mapping[str, str],
-    device: torch.device | str = "cpu",
+    fake: Tensor, real: Tensor, last: Tensor, *, given: int = 0, network: Extractor | None, about: Mapping[str, str],
 ) -> list[Score]:  # fmt: skip
     """The mean over time of each curve, and `<curve>/t=<step>` for at most 16 time steps.
 
     given  frames at the start of the clips that are the condition itself: they are left out of the mean
     last   (N, C, H, W), the newest given frame: the floor is that frame, repeated
+    network   of `perceptual`; None = without it
     Ceiling: none for psnr, 1 for ssim, 0 for perceptual.
     """
-    network = extractor(name, device=device) if real.shape[2] in (1, 3) else None
+    network = network if real.shape[2] in (1, 3) else None
     made = curves(fake, real, network)
     copied = curves(last[:, None].expand_as(real), real, network)
     frames = fake.shape[1]
-    steps = sorted({round(i * (frames - 1) / max(min(frames, SHOWN) - 1, 1)) for i in range(min(frames, SHOWN))})
     scores = []
     for curve, values in made.items():
         fields = {**about, "n": str(len(fake)), "frames": str(frames), "floor": "copied-last-frame"}
@@ -71,7 +88,10 @@ def curve_scores(
         if curve == "perceptual" and network is not None:
             fields |= {**network.signature_fields(), "distance": "unit-features-squared"}
         ceiling, better = {"psnr": None, "ssim": 1.0, "perceptual": 0.0}[curve], curve != "perceptual"
-        for label, pick in [(curve, slice(given, None)), *((f"{curve}/t={t}", slice(t, t + 1)) for t in steps)]:
+        for label, pick in [
+            (curve, slice(given, None)),
+            *((f"{curve}/t={t}", slice(t, t + 1)) for t in shown_steps(frames)),
+        ]:
             each = values[:, pick].mean(1)
             scores.append(
                 Score(
@@ -101,6 +121,36 @@ def motion_scores(fake: Tensor, real: Tensor, *, about: Mapping[str, str]) -> li
             error=_error(each), signature=signature("motion_energy", **about, n=len(fake), frames=fake.shape[1]),
         )
     ]  # fmt: skip
+
+
+def given_scores(fake: Tensor, real: Tensor, given: int, *, about: Mapping[str, str], seed: int = 0) -> list[Score]:
+    """Of clips (N, T, C, H, W) that start with `given` frames of the condition, in units of [-1, 1]:
+
+    first_frame_l1      mean distance of these frames from the true ones. Floor: those of other clips; ceiling 0
+    motion_from_given   mean distance of all later frames from the last of them. Floor 0: that frame copied; ceiling:
+                        real clips
+    """
+    if fake.shape != real.shape or not 0 < given < fake.shape[1]:
+        raise ShapeError(f"clips {tuple(fake.shape)} and {tuple(real.shape)}, {given} given frames: fewer than all")
+    last = real[:, given - 1 : given]
+    fields: dict[str, object] = {**about, "n": len(fake), "frames": fake.shape[1], "given": given}
+    near = (fake[:, :given] - real[:, :given]).abs().flatten(1).mean(1)
+    away = (fake[:, given:] - last).abs().flatten(1).mean(1)
+    scores = [
+        Score(
+            "motion_from_given", float(away.mean()), floor=0.0, error=_error(away),
+            ceiling=float((real[:, given:] - last).abs().mean()), signature=signature("motion_from_given", **fields),
+        )
+    ]  # fmt: skip
+    others = None
+    if len(fake) > 1:
+        others = float((fake[:, :given] - real[shuffled(len(real), seed), :given]).abs().mean())
+        fields |= {"floor": "other-clips", "seed": seed}
+    first = Score(
+        "first_frame_l1", float(near.mean()), floor=others, ceiling=0.0, error=_error(near), higher_is_better=False,
+        signature=signature("first_frame_l1", **fields),
+    )  # fmt: skip
+    return [first, *scores]
 
 
 # masks
@@ -184,11 +234,24 @@ class ClipExtractor:
 
 
 def clip_extractor(
-    name: str = "frames", *, pictures: str = "auto", device: torch.device | str = "cpu"
+    name: str = "frames",
+    *,
+    pictures: Extractor | str = "auto",
+    train: RowDataset | None = None,
+    about: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
 ) -> ClipExtractor:
-    """By name, see the head of this file; `pictures` names the extractor of "frames". Raises ConfigError."""
+    """By name, see the head of this file; `pictures` is, or names, the extractor of "frames". train: the training
+    split, for "own", and `about` its name there. Any callable is one too: `ClipExtractor(network, {"ext": "mine#v1"})`.
+
+    Raises ConfigError.
+    """
+    if name == "own" or name.startswith("own:"):
+        return _own(train, about or {}, device, name.partition(":")[2])
+    if name != "frames" and not name.startswith("torchscript:"):
+        raise ConfigError(unknown("eval.fvd", name, ["frames", "own", "own:<folder>", "torchscript:<file>"]))
     if name == "frames":
-        of = extractor(pictures, device=device)
+        of = extractor(pictures, device=device) if isinstance(pictures, str) else pictures
         known = of.signature_fields()
         return ClipExtractor(lambda clips: _over_time(of, clips), {**known, "ext": f"frames-mean+steps:{known['ext']}"})
     of = extractor(name, device=device)  # ConfigError for names that are not there
@@ -199,6 +262,26 @@ def clip_extractor(
     return ClipExtractor(
         whole, {"ext": f"{of.name}#{of.fingerprint}", "resize": f"bilinear-{SIDE}", "literature": "no"}
     )
+
+
+def _own(train: RowDataset | None, about: Mapping[str, str], device: torch.device | str, folder: str) -> ClipExtractor:
+    from condgen.metrics.own_clips import load_clip_network, own_clip_network
+
+    if folder:
+        made = load_clip_network(Path(folder).expanduser()).to(device)
+    elif train is None:
+        raise ConfigError("eval.fvd=own is trained on the training split, and there is none to read by number")
+    else:
+        made = own_clip_network(train, cache_folder() / "classifiers", about=about, device=device)
+    fields = {"ext": f"own-{made.what}#{made.fingerprint}", "resize": f"bilinear-antialias-{made.options.size}"}
+
+    def network(clips: Tensor) -> Tensor:
+        if clips.shape[2] != made.channels:
+            raise ShapeError(f"clips of {clips.shape[2]} channels; this network was trained on {made.channels}")
+        seen = pixels_to_float(pixels_to_uint8(clips))  # as if they had been saved
+        return made.tower.features(seen.to(device))
+
+    return ClipExtractor(network, {**fields, "literature": "no"})
 
 
 def resized(clips: Tensor, side: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condgen.nn.sync_norm import sum_over_ranks
+from condgen.nn.weight_norm import convolved
 
 Norm = Literal["actnorm", "batch", "none"]
 NetNorm = Literal["batch", "none"]
@@ -56,13 +57,14 @@ class WeightNormConv2d(nn.Module):
         super().__init__()
         start = nn.Conv2d(inputs, outputs, kernel, bias=bias)
         self.padding = kernel // 2
-        self.weight = start.weight
+        self.weight = nn.Parameter(start.weight.detach().contiguous(memory_format=torch.channels_last))
         self.gain = nn.Parameter(start.weight.detach().flatten(1).norm(dim=1).view(-1, 1, 1, 1))
         self.bias = start.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch._weight_norm(self.weight, self.gain, 0)  # one kernel each way: 1.4 to 3.6x over plain products
-        return F.conv2d(x, weight, self.bias, padding=self.padding)
+        # one kernel each way: 1.4 to 3.6x over plain products; and it copies whatever has its channels not outermost
+        weight = torch._weight_norm(self.weight.movedim(1, 3), self.gain, 0).movedim(3, 1)
+        return convolved(x, weight, self.bias, padding=(self.padding, self.padding))
 
 
 class ResidualBlock(nn.Module):
@@ -74,10 +76,11 @@ class ResidualBlock(nn.Module):
         self.convs = nn.ModuleList([WeightNormConv2d(width, width, 3, bias=False), WeightNormConv2d(width, width, 3)])
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        h = self.convs[0](F.relu(self.norms[0](x)))
+        h = self.convs[0](normed_relu(self.norms[0], x))
         if bias is not None:
             h = h + bias[:, :, None, None]
-        return x + self.convs[1](F.relu(self.norms[1](h)))
+        h = self.convs[1](normed_relu(self.norms[1], h))
+        return h.add_(x) if h.dtype == x.dtype else x + h  # nothing keeps what a 3x3 convolution gives
 
 
 class CouplingNet(nn.Module):
@@ -105,7 +108,7 @@ class CouplingNet(nn.Module):
         self.bias = nn.Linear(vector, width * (blocks + 1), bias=False) if vector else None
 
     def forward(self, x: Tensor, given: Given) -> Tensor:
-        x = self.norm(x) * self.factor
+        x = self.norm(x.contiguous(memory_format=torch.channels_last)) * self.factor
         h = F.relu(torch.cat([x, -x], dim=1))
         h = self.stem(h if given.map is None else torch.cat([h, given.map.to(h.dtype)], dim=1))
         count = len(self.blocks) + 1
@@ -116,7 +119,7 @@ class CouplingNet(nn.Module):
         for block, skip, bias in zip(self.blocks, self.skips[1:], biases[1:], strict=True):
             h = block(h, bias)
             total = total + skip(h)
-        return self.last(F.relu(self.last_norm(total)))
+        return self.last(normed_relu(self.last_norm, total))
 
 
 class Coupling(nn.Module):
@@ -262,6 +265,11 @@ def moments(y: Tensor, area: Area) -> tuple[Tensor, Tensor]:
     gap = y - mean if area.mask is None else (y - mean) * area.mask
     squares = gap.square().sum(axes)
     return mean, ((sum_over_ranks(squares) if several else squares) / count)[:, None, None]
+
+
+def normed_relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """relu(norm(x)), in the place of norm(x) where that is not x: batch norm keeps its input alone."""
+    return F.relu(norm(x), inplace=not isinstance(norm, nn.Identity))
 
 
 def _norm(channels: int, norm: NetNorm) -> nn.Module:

@@ -31,7 +31,7 @@ def encoder(
     if not residual:
         return conv_encoder(shape, given, latent, width=width, context=context)
     channels, height, side = shape
-    count = halvings(height, side)
+    count = max(halvings(height, side), 1)  # the first block halves
     widths = [2 * width, *[4 * width] * (count - 1)]
     body = nn.Sequential(*_downs(channels, widths), nn.ReLU())
     flat = widths[-1] * (height // 2**count) * (side // 2**count)

@@ -26,6 +26,26 @@ ABOVE: dict[str, Any] = {
 LEFT: dict[str, Any] = {"kernel": (2, 2), "pad": (1, 0, 1, 0)}  # down-right-shifted: also nothing to the right
 
 
+class Gate(torch.autograd.Function):
+    """F.glu over channels: p sigmoid(q). torch's own takes 10 times as long back where channels are innermost."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        p, q = y.chunk(2, 1)
+        return q.sigmoid().mul_(p)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        p, q = y.chunk(2, 1)
+        gate, out = q.sigmoid(), torch.empty_like(y)
+        of_p, of_q = out.chunk(2, 1)
+        torch.mul(gradients[0], gate, out=of_p)
+        torch.ops.aten.sigmoid_backward(gradients[0] * p, gate, grad_input=of_q)
+        return out
+
+
 class GatedResnet(nn.Module):
     """x + p sigmoid(q), (p, q) = conv(dropout(concat_elu(conv(concat_elu(x)) + 1x1(concat_elu(a))))) + V condition."""
 
@@ -37,14 +57,13 @@ class GatedResnet(nn.Module):
         self.conv_out = WeightNormConv2d(width, 2 * width, **stream, scale=0.1, elu=True)
         self.told = ConditionBias(vector, maps, 2 * width)
 
-    def forward(self, x: Tensor, a: Tensor | None, vector: Tensor | None, maps: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor | None, maps: Tensor | None, *a: Tensor) -> Tensor:
         y = self.conv_in(x)
         if self.skip is not None:
-            assert a is not None
-            y = y + self.skip(a)
-        y = self.conv_out(y, self.dropout if self.training else 0.0)
+            y = y + self.skip(*a)
+        y = self.conv_out(y, dropout=self.dropout if self.training else 0.0)
         told = self.told(vector, maps)
-        return x + F.glu(y if told is None else y + told, 1)
+        return x + Gate.apply(y if told is None else y + told)
 
 
 class PixelCnnPp(nn.Module):
@@ -99,15 +118,16 @@ class PixelCnnPp(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
         picture = torch.cat([x, torch.ones_like(x[:, :1])], 1)  # the ones tell the picture from its padding
+        picture = picture.contiguous(memory_format=torch.channels_last)  # and so everything after it: 10 % faster
         u = down(self.first_u(picture))
         ul = down(self.first_above(picture)) + to_the_right(self.first_left(picture))
         us, uls = [u], [ul]
         for scale in range(self.scales):
             told = (vector, maps[scale] if maps else None)
             for block_u, block_ul in zip(self.up_u[scale], self.up_ul[scale], strict=True):  # type: ignore[call-overload]
-                u = run(block_u, (us[-1], None, *told), self.save_memory)
+                u = run(block_u, (us[-1], *told), self.save_memory)
                 us.append(u)
-                uls.append(run(block_ul, (uls[-1], u, *told), self.save_memory))
+                uls.append(run(block_ul, (uls[-1], *told, u), self.save_memory))
             if scale < self.scales - 1:
                 us.append(self.halve_u[scale](us[-1]))
                 uls.append(self.halve_ul[scale](uls[-1]))
@@ -115,8 +135,8 @@ class PixelCnnPp(nn.Module):
         for scale in reversed(range(self.scales)):
             told = (vector, maps[scale] if maps else None)
             for block_u, block_ul in zip(self.back_u[scale], self.back_ul[scale], strict=True):  # type: ignore[call-overload]
-                u = run(block_u, (u, us.pop(), *told), self.save_memory)
-                ul = run(block_ul, (ul, torch.cat([u, uls.pop()], 1), *told), self.save_memory)
+                u = run(block_u, (u, *told, us.pop()), self.save_memory)
+                ul = run(block_ul, (ul, *told, u, uls.pop()), self.save_memory)
             if scale:
                 u, ul = self.double_u[scale - 1](u), self.double_ul[scale - 1](ul)
         return self.head(ul, x)

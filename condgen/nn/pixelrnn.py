@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condgen.nn.causal import CausalConv2d, ConditionBias, down
+from condgen.nn.causal import CausalConv2d, ConditionBias, down, run
 from condgen.nn.incremental import LineConv, by_colour, rows_of, strips
 from condgen.nn.pixelcnn import HeadSteps, ResidualStack
 
@@ -24,6 +24,14 @@ def lstm(gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     o, f, i, g = gates.chunk(4, -1)
     cell = torch.sigmoid(f) * before + torch.sigmoid(i) * torch.tanh(g)
     return cell, torch.sigmoid(o) * torch.tanh(cell)
+
+
+def add(made: Tensor, x: Tensor, skipped: Tensor | None, skip: bool) -> tuple[Tensor, Tensor | None]:
+    """What a layer makes goes to the stream; with `skip` its second half goes to the output."""
+    if not skip:
+        return x + made, None
+    here, out = made.chunk(2, 1)
+    return x + here, out if skipped is None else skipped + out
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Reorder(torch.autograd.Function):
 
 
 class LstmLayer(nn.Module):
-    """x + 1x1(LSTM(x)): 2h -> h -> 2h.
+    """x + 1x1(LSTM(x)): 2h -> h -> 2h. `skip`: with another 1x1 of the same states, 2h, for the output of the network.
 
     Row LSTM: the gates of a cell are a masked 1 x kernel convolution of its row, plus an unmasked one of the hidden
     states of the row above. Its context is a triangle.
@@ -85,9 +93,11 @@ class LstmLayer(nn.Module):
     convolution, 3 columns far (its last colour, where colours are in order): the published blind spot.
     """
 
-    def __init__(self, width: int, kernel: int, diagonal: bool, colours: int, vector: int, maps: int) -> None:
+    def __init__(
+        self, width: int, kernel: int, diagonal: bool, skip: bool, colours: int, vector: int, maps: int
+    ) -> None:
         super().__init__()
-        self.width, self.diagonal, self.directions = width, diagonal, 2 if diagonal else 1
+        self.width, self.diagonal, self.directions, self.skip = width, diagonal, 2 if diagonal else 1, skip
         side = kernel // 2
         self.taps, self.pad = (2, (1, 0)) if diagonal else (kernel, (side, side))
         gates = self.directions * 4 * width
@@ -96,12 +106,15 @@ class LstmLayer(nn.Module):
             torch.randn(self.directions, self.taps * width, 4 * width) * (self.taps * width) ** -0.5
         )
         self.told = ConditionBias(vector, maps, gates)
-        self.widen = CausalConv2d(width, 2 * width, colours=colours)
+        self.widen = CausalConv2d(width, (4 if skip else 2) * width, colours=colours)
 
-    def forward(self, x: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, skipped: Tensor | None, vector: Tensor | None, maps: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stream, and the sum of what this and the layers before give to the output (None without skips)."""
         gates, told = self.enter(x), self.told(vector, maps)
         states = self.states(gates if told is None else gates + told)
-        return x + self.widen(states[0] + down(states[1]) if self.diagonal else states[0])
+        return add(self.widen(states[0] + down(states[1]) if self.diagonal else states[0]), x, skipped, self.skip)
 
     def states(self, gates: Tensor) -> Tensor:
         """What enters the gates, (B, directions * 4h, H, W) -> hidden states (directions, B, h, H, W)."""
@@ -130,6 +143,7 @@ class PixelRnn(ResidualStack):
     """width      h; the residual stream is 2h wide
     diagonal   Diagonal BiLSTM; otherwise Row LSTM
     kernel     of Row LSTM's convolutions along the row, 3 as published; the first one is 7x7, mask A
+    skip       a learned 1x1 convolution from every layer to the output beside the residuals
     """
 
     def __init__(
@@ -140,15 +154,23 @@ class PixelRnn(ResidualStack):
         diagonal: bool,
         width: int,
         kernel: int = 3,
+        skip: bool = False,
         colours: int,
         vector: int = 0,
         maps: int = 0,
         save_memory: bool = False,
         **sizes: int,
     ) -> None:
-        block = partial(LstmLayer, width, kernel, diagonal, colours, vector, maps)
+        block = partial(LstmLayer, width, kernel, diagonal, skip, colours, vector, maps)
         super().__init__(channels, outputs, block, width=width, colours=colours, save_memory=save_memory, **sizes)
-        self.diagonal = diagonal
+        self.diagonal, self.skip = diagonal, skip
+
+    def forward(self, x: Tensor, vector: Tensor | None, maps: Sequence[Tensor]) -> Tensor:
+        place = maps[0] if maps else None
+        x, skipped = self.first(x), None
+        for layer in self.blocks:
+            x, skipped = run(layer, (x, skipped, vector, place), self.save_memory)
+        return self.head(x if skipped is None else x + skipped)
 
     def steps(self, rows: int, size: tuple[int, int], vector: Tensor | None, maps: Sequence[Tensor]) -> PixelRnnSteps:
         """The same network a pixel at a time, for pictures of `size` (H, W)."""
@@ -193,7 +215,7 @@ class LayerSteps:
         self.widen.start_row()
 
     def pixel(self, x: Tensor, column: int, colour: int, mirrored: Tensor | None) -> Tensor:
-        """What is added to the stream `x` (B, 2h / colours); `mirrored` is the other direction's state."""
+        """What the layer makes of the stream `x` (B, 2h / colours); `mirrored` is the other direction's state."""
         self.enter.write[colour][column].copy_(x)
         gates = self.enter.pixel(column, colour)
         if self.beside:
@@ -242,7 +264,7 @@ class PixelRnnSteps:
         told = [layer.told(vector, maps) for layer in layers]
         split = [(None,) * 2 if bias is None else bias.split(4 * layers[0].width, 1) for bias in told]
         self.told = [[parts[d] for parts in split] for d in range(1 + net.diagonal)]
-        self.head = HeadSteps(net.head, rows, width)
+        self.head, self.skip = HeadSteps(net.head, rows, width), net.skip
 
     def start_row(self, row: int) -> None:
         if self.mirror is not None and row:
@@ -256,10 +278,10 @@ class PixelRnnSteps:
         self.head.start_row()
 
     def parameters(self, column: int, colour: int) -> Tensor:
-        x = self.first.pixel(column, colour)
+        x, skipped = self.first.pixel(column, colour), None
         for layer, mirrored in zip(self.layers, self.mirrored, strict=True):
-            x = x + layer.pixel(x, column, colour, mirrored[colour][column])
-        return self.head.parameters(x, column, colour)
+            x, skipped = add(layer.pixel(x, column, colour, mirrored[colour][column]), x, skipped, self.skip)
+        return self.head.parameters(x if skipped is None else x + skipped, column, colour)
 
     def put(self, column: int, colour: int, value: Tensor) -> None:
         self.first.write[colour][column].copy_(value)

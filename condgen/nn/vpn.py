@@ -20,6 +20,7 @@ Kind = Literal["multiplicative", "relu"]
 Make = Callable[[int, int, int], nn.Module]  # (inputs, outputs, kernel) -> a convolution that keeps the resolution
 GATES: dict[str, int] = {"multiplicative": 4, "relu": 1}
 PATTERN = (1, 2, 4, 8)  # dilations of successive blocks, as published; then from the start again
+OPEN = 2.0  # bias of gates 1 and 2: an untrained unit lets its memory through, as a forget gate with a bias does
 QUIET = 0.1  # gain of the last convolution: an untrained network gives nearly uniform probabilities
 
 
@@ -35,12 +36,18 @@ def activate(gates: Tensor, h: Tensor, kind: Kind, dim: int = 1) -> Tensor:
 
 
 class Unit(nn.Module):
-    """h (B, c, H, W) -> the same shape. The four convolutions of a multiplicative unit are one, gate after gate."""
+    """h (B, c, H, W) -> the same shape. The four convolutions of a multiplicative unit are one, gate after gate.
+
+    conv has a bias.
+    """
 
     def __init__(self, conv: nn.Module, kind: Kind, outputs: int, vector: int, maps: int) -> None:
         super().__init__()
         self.conv, self.kind = conv, kind
         self.told = ConditionBias(vector, maps, outputs)
+        if kind == "multiplicative":
+            with torch.no_grad():
+                conv.bias[: outputs // 2] = OPEN  # type: ignore[operator]
 
     def forward(self, h: Tensor, vector: Tensor | None, maps: Tensor | None, extra: Tensor | None = None) -> Tensor:
         gates = self.conv(h)

@@ -11,6 +11,7 @@ The file appears whole or not at all. Nothing is written beside pixels but the t
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
@@ -25,7 +26,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from condgen.disk import sync_folder
+from condgen.disk import replace_file, sync_folder
 from condgen.errors import CondgenError, ConfigError, ShapeError
 from condgen.pixels import pixels_to_uint8
 from condgen.show.drawing import draw_grid
@@ -43,6 +44,7 @@ CODECS: dict[tuple[str, bool], tuple[str, str, str, dict[str, str]]] = {
     (".avi", True): ("avi", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}),
 }
 BT601 = 6  # SMPTE 170M, the number of FFmpeg's colour tables; players assume it for small pictures
+TALLEST_JPEG = 65_500
 PALETTE_PIXELS = 1 << 20  # looked at to choose the 256 colours of a GIF
 
 
@@ -98,6 +100,25 @@ def write_clip(
         _remove(temp)
         raise
     sync_folder(path.parent)
+    return path
+
+
+def write_column(path: Path, frames: Sequence[Tensor], *, quality: int = 95) -> Path:
+    """Square frames below each other in one JPEG, as VGAN's data were published: data=clips reads it back.
+
+    Replaces a file of that name. Raises ConfigError for fewer than two frames, frames that are not square, and more
+    than a JPEG can be high.
+    """
+    arrays = list(_arrays(frames))
+    if len(arrays) < 2 or arrays[0].shape[0] != arrays[0].shape[1]:
+        raise ConfigError(f"{path.name}: a column needs two square frames or more; got {len(arrays)}")
+    height = len(arrays) * arrays[0].shape[0]
+    if height > TALLEST_JPEG:
+        raise ConfigError(f"{path.name}: {height} pixels is above the {TALLEST_JPEG} of a JPEG; write fewer frames")
+    data = io.BytesIO()
+    Image.fromarray(np.concatenate(arrays)).save(data, "JPEG", quality=quality)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, data.getvalue())
     return path
 
 
@@ -166,9 +187,9 @@ def _write_video(
                     stream.codec_context.colorspace, stream.codec_context.color_range = BT601, 1
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
             if pixel_format == "yuv420p":
-                frame = frame.reformat(format=pixel_format, dst_colorspace="ITU601", dst_color_range="MPEG")
+                frame = frame.reformat(format=pixel_format, dst_colorspace="ITU601", dst_color_range="MPEG", threads=1)
             elif pixel_format != "rgb24":
-                frame = frame.reformat(format=pixel_format)
+                frame = frame.reformat(format=pixel_format, threads=1)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

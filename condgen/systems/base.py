@@ -69,6 +69,9 @@ class Trainable(nn.Module, ABC):
     makes: ClassVar[Literal["pictures", "clips"]] = "pictures"
     """What it is built for: targets (C, H, W), or (T, C, H, W). It refuses the other one itself, with its reason."""
 
+    rolls: ClassVar[bool] = False
+    """Whether `sample` takes `length`, frames of a clip longer (or shorter) than trained, the first ones unchanged."""
+
     def __init__(self, *, condition: ConditionSpec, target: TargetSpec) -> None:
         super().__init__()
         self.condition_spec = condition
@@ -91,8 +94,16 @@ class System(Trainable):
         """One output per row of `condition` (and of `random`), target-shaped, float in [-1, 1].
 
         For an unconditional system the condition is empty and `random.rows` says how many to draw.
-        Runs under no_grad in eval mode. Subclasses may add keyword options with defaults.
+        Runs under no_grad in eval mode. Subclasses may add keyword options with defaults; None as a default stands for
+        what the system itself was set to, which `sample_fields` then tells.
         """
+
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        """What the system's own options make of its samples, such as {"sample_mode": "mean"}: fields of the signature
+        of every score of samples. What all systems do that have no such option, a draw at temperature 1, is left out.
+        """
+        return {}
 
 
 @runtime_checkable

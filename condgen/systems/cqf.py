@@ -206,6 +206,10 @@ class Cqf(System):
         drawn = random.randn(self.latent_dim)
         return to_pixels(self._generate(drawn, condition, random, sample_mode or self.sample_mode))
 
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        return {"sample_mode": self.sample_mode}
+
     # likelihood
 
     @property

@@ -29,6 +29,7 @@ from condgen.systems.base import Losses, Phase, System
 from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
 
 Net = PixelCnn2016 | GatedPixelCnn | PixelCnnPp | PixelRnn
+RECURRENT = ("row_lstm", "diagonal_bilstm")
 PLACED = ("boxes", "keypoints", "image", "frames")  # enter as maps, the others as vectors
 
 
@@ -47,6 +48,8 @@ class PixelCnn(System):
     blocks           residual blocks: 5 a scale (PixelCNN++), 15 (PixelCNN), 20 (Gated PixelCNN), 12 (PixelRNN)
     scales           resolutions of PixelCNN++, each half the one before: 3 as released
     kernel           of "pixelcnn" and "row_lstm" (3 as published) and of "gated"'s stacks; 0 = 3, 3 and 5
+    skip             of "row_lstm" and "diagonal_bilstm": every layer also reaches the output, by a 1x1 convolution of
+                     its own; published with 3.06 bits against 3.07 without (Row LSTM of 12 layers, CIFAR-10)
     head_width       channels between the last block and a softmax; 0 = width. Published: 1024 for PixelCNN and PixelRNN
     mixtures         logistics a pixel: 10 as released
     values           256, or 2: pictures are thresholded at half grey, and the likelihood is that of the binary picture
@@ -73,6 +76,7 @@ class PixelCnn(System):
         blocks: Annotated[int, Range(1)] = 5,
         scales: Annotated[int, Range(1, 6)] = 3,
         kernel: Annotated[int, Range(0, 15)] = 0,
+        skip: bool = False,
         head_width: Annotated[int, Range(0)] = 0,
         mixtures: Annotated[int, Range(1)] = 10,
         values: Literal[2, 256] = 256,
@@ -84,6 +88,10 @@ class PixelCnn(System):
         if kernel and kernel % 2 == 0:
             raise ConfigError(
                 f"system.kernel={kernel}: a kernel has a middle; give an odd number, or 0 for the published"
+            )
+        if skip and architecture not in RECURRENT:
+            raise ConfigError(
+                f"system.skip=true is for {' and '.join(RECURRENT)}; the architecture is {architecture}. Leave skip out"
             )
         self.mixture, self.mixtures, self.values = likelihood == "mixture", mixtures, values
         self.data_init, self.scales = data_init and architecture == "pixelcnn++", 1
@@ -102,9 +110,9 @@ class PixelCnn(System):
             net = PixelCnn2016(colours, outputs, kernel=kernel or 3, **sizes)
         elif architecture == "gated":
             net = GatedPixelCnn(colours, outputs, kernel=kernel or 5, **sizes)
-        elif architecture in ("row_lstm", "diagonal_bilstm"):
+        elif architecture in RECURRENT:
             diagonal = architecture == "diagonal_bilstm"
-            net = PixelRnn(colours, outputs, diagonal=diagonal, kernel=kernel or 3, **sizes)
+            net = PixelRnn(colours, outputs, diagonal=diagonal, kernel=kernel or 3, skip=skip, **sizes)
         else:
             self.scales = scales
             net = PixelCnnPp(colours, outputs, scales=scales, dropout=dropout, **sizes)

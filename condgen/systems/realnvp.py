@@ -94,6 +94,10 @@ class RealNvp(System):
         scale = self.temperature if temperature is None else temperature
         return self.decode(scale * random.randn(*self.target_spec.shape), condition)
 
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        return {} if self.temperature == 1 else {"temperature": f"{self.temperature:g}"}
+
     def log_prob(self, target: Tensor, condition: Condition, *, random: Random) -> Tensor:
         """(B,) nats: log of the density at pixels + u / 256, times 256 ** -(C H W); its exp is unbiased for p."""
         return self._log_weight(target, condition, random)

@@ -50,7 +50,7 @@ class Vae(System):
                     drawn at every visit; "none": the cross-entropy of grey levels, which is no likelihood
     importance      draws k of the bound that training maximises: 1 = ELBO, above = IWAE
     free_bits       nats below which the KL of a group costs nothing more; a group is an element of z, or a channel of
-                    a layer. The mean is over one process's micro-batch
+                    a layer. The mean is over one micro-batch of every process
     beta            weight of the KL (beta-VAE); anything but 1 is no bound
     kl_warmup       updates over which the weight rises from near 0 to beta, in equal parts
     sample_mode     "mean" of p(x | z), or "noisy": a draw from it
@@ -154,6 +154,10 @@ class Vae(System):
         if (sample_mode or self.sample_mode) == "noisy":
             return self.observation.draw(raw, random)
         return self.observation.mean(raw)
+
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        return {"sample_mode": self.sample_mode}
 
     # likelihood
 

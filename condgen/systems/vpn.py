@@ -56,6 +56,7 @@ class Vpn(System):
     consumes: ClassVar[tuple[str, ...]] = ("temporal", "vector")
     reads: ClassVar[tuple[str, ...] | None] = ("frames", "label", "text")
     makes: ClassVar[Literal["pictures", "clips"]] = "clips"
+    rolls: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -93,6 +94,11 @@ class Vpn(System):
     @property
     def dequantisation(self) -> str:
         return "none" if self.values == 256 else "binary"
+
+    @property
+    def binarise(self) -> Literal["none", "threshold"]:
+        """How its clips are made black and white where values = 2."""
+        return "none" if self.values == 256 else "threshold"
 
     def phases(self) -> Sequence[Phase]:
         return [Phase("nll", self.nll_loss, trains=("network",))]
@@ -141,21 +147,22 @@ class Vpn(System):
         cached: bool = True,
         temperature: float | None = None,
         exact: bool = True,
-        frames: int = 0,
+        length: int = 0,
     ) -> Tensor:
         """cached       each activation is computed once; False runs the decoder for every draw, for comparison
         temperature  below 1 draws likelier pixels, above 1 less likely ones; 0 = no noise: the likeliest value, or of
                      a sigmoid its mean as a grey level. A sigmoid above 0 draws black or white. None = 1 of a softmax
                      and 0 of a sigmoid, which has learned from grey levels
         exact        computes in float64, so that neither `cached` nor the batch size changes a pixel; see `pixelcnn`
-        frames       how many; 0 = as many as it was trained for. More are rolled forward, the first ones unchanged
+        length       frames; 0 = as many as it was trained for. More are rolled forward, the first ones unchanged: the
+                     state of the LSTM goes on, so that nothing older is cut off
         """
         heat = (0.0 if self.grey else 1.0) if temperature is None else temperature
-        if not heat >= 0 or frames < 0:
-            raise ShapeError(f"temperature={temperature} and frames={frames} must not be negative")
-        count = frames or self.target_spec.frames
+        if not heat >= 0 or length < 0:
+            raise ShapeError(f"temperature={temperature} and length={length} must not be negative")
+        count = length or self.target_spec.frames
         if self.network.future_actions and count > self.target_spec.frames:
-            raise ShapeError(f"frames={frames}: there are actions for {self.target_spec.frames} frames only")
+            raise ShapeError(f"length={length}: there are actions for {self.target_spec.frames} frames only")
         like = next(self.network.decoder.parameters())
         kind = torch.float64 if exact else like.dtype
         made: list[Tensor] = []
@@ -170,6 +177,10 @@ class Vpn(System):
                 uniform = random.rand(*shape).to(like.device, kind)
                 made.append(self._frame(network, uniform, network.context(told, state), told.vector, heat, cached))
         return quantise(torch.stack(made, 1).float(), self.values)
+
+    @property
+    def sample_fields(self) -> dict[str, str]:
+        return {"temperature": "0"} if self.grey else {}
 
     def _law(self, clip: Tensor, condition: Condition) -> Tensor:
         parameters: Tensor = self.network(clip, self.network.told(condition, len(clip), clip.dtype))

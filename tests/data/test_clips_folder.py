@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from condgen import registry, rng
 from condgen.data import video
-from condgen.data.base import BatchDataset, RowDataset, batches
+from condgen.data.base import BatchDataset, RowDataset, batches, collate
 from condgen.data.checks import check
 from condgen.data.clips import Clips
 from condgen.errors import ConfigError, DataError
@@ -279,3 +280,146 @@ def test_shared_stacked_strips(tmp_path):
     row = data.sample(0, None)
     moved = (row.target[1:].float() - row.target[:-1].float()).abs().mean()
     assert row.target.shape == (16, 3, 64, 64) and 0.2 < moved < 20
+
+
+# lists
+
+
+def listed(root: Path, **lists: str) -> list[str]:
+    for name, text in lists.items():
+        (root / f"{name}.txt").write_text(text)
+    named = {"list": "train.txt"} if "train" in lists else {}
+    named |= {"test_list": "test.txt"} if "test" in lists else {}
+    return [clips(root, **named, split=split).key(i) for split in ("train", "test")
+            for i in range(len(clips(root, **named, split=split)))]  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    for name in ("run/a b", "run/c", "walk/d", "walk/e"):
+        write_clip(tmp_path / f"{name}.avi", numbered(6))
+    return tmp_path
+
+
+def test_lists_choose_the_clips_of_each_split(tree):
+    both = {"train": "walk/d.avi\n\n# a note\nrun/a b.avi 1\n", "test": "run/c.avi\r\n"}
+    assert listed(tree, **both) == ["walk/d.avi", "run/a b.avi", "run/c.avi"]  # in the order of the list
+    data = clips(tree, list="train.txt", test_list="test.txt", split="train")
+    assert data.label_names == ("run", "walk") and [data.sample(i, None).label for i in range(2)] == [1, 0]
+    assert [clips(tree, list="train.txt", test_list="test.txt", split=s).key(0) for s in ("val", "test")] == [
+        "run/c.avi"
+    ] * 2
+    (tree / "elsewhere").mkdir()
+    (tree / "train.txt").rename(tree / "elsewhere" / "mine.txt")
+    away = clips(tree, list=str(tree / "elsewhere" / "mine.txt"))
+    assert [away.key(i) for i in range(2)] == ["walk/d.avi", "run/a b.avi"]
+
+
+def test_one_list_alone(tree):
+    rest = listed(tree, test="run/c.avi\n")
+    assert rest == ["run/a b.avi", "walk/d.avi", "walk/e.avi", "run/c.avi"]
+    (tree / "test.txt").unlink()
+    halves = listed(tree, train="walk/d.avi\nrun/c.avi\n")
+    assert sorted(halves) == ["run/c.avi", "walk/d.avi"]  # a hash divides the listed ones, one on each side
+
+
+def test_a_listed_clip_keeps_what_its_manifest_says_and_a_missing_one_is_quarantined(tree):
+    rows = [{"file_name": "run/c.avi", "text": "hello", "label": "x"}, {"file_name": "walk/d.avi", "label": "y"}]
+    (tree / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tree / "t.txt").write_text("run/c.avi\nrun/gone.avi\n")
+    data = clips(tree, list="t.txt")
+    assert len(data) == 2 and data.sample(0, None).caption == "hello" and data.label_names == ("x",)
+    assert set(check(data).bad) == {"run/gone.avi"} and "missing" in check(data).bad["run/gone.avi"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("/etc/passwd", "must be relative"), ("../outside.avi", "must be relative"),
+        ("run/../../x.avi", "must be relative"), ("~/x.avi\0", "NUL"),
+        ("http://example.com/a.mp4", "is an address"), ("file:///etc/passwd", "is an address"),
+        ("concat:/etc/passwd", "is an address"), ("run\\c.avi", "must be relative"), ("run/c.avi\0", "NUL"),
+        ("run/c.avi 7\nrun/c.avi", "twice"),
+    ],
+)  # fmt: skip
+def test_hostile_lines_of_a_list_are_refused(tree, line, why):
+    (tree / "list.txt").write_bytes(b"# one\n" + line.encode() + b"\n")
+    with pytest.raises(DataError, match=r"list\.txt has 1 bad lines") as caught:
+        clips(tree, list="list.txt")
+    assert why in str(caught.value) and "line " in str(caught.value)
+
+
+def test_lists_that_are_missing_empty_or_overlap(tree):
+    with pytest.raises(DataError, match="there is no list no.txt"):
+        clips(tree, list="no.txt")
+    (tree / "a.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match=r"a\.txt names no clip"):
+        clips(tree, list="a.txt")
+    (tree / "a.txt").write_text("run/c.avi\nwalk/d.avi\n")
+    (tree / "b.txt").write_text("run/c.avi\n")
+    with pytest.raises(DataError, match=r"1 clips are in both a\.txt and b\.txt, such as run/c\.avi"):
+        clips(tree, list="a.txt", test_list="b.txt")
+
+
+# actions
+
+
+@pytest.fixture
+def told(tmp_path) -> Path:
+    write_clip(tmp_path / "a.avi", numbered(20), fps=10)
+    write_clip(tmp_path / "folder", numbered(12))
+    for name, frames in (("a", 20), ("folder", 12)):
+        np.save(tmp_path / f"{name}.actions.npy", np.stack([np.arange(frames), -np.arange(frames)], 1) * 0.5)
+    return tmp_path
+
+
+def test_actions_go_with_their_frames(told):
+    data = clips(told, past=3, actions="past", stride=2)
+    assert len(data) == 2  # the arrays beside the clips are no clips
+    assert (data.provides.frames.frames, data.provides.frames.actions) == (3, 2)
+    for window in ("first", "random"):
+        data = clips(told, past=3, actions="past", stride=2, frames=2, window=window)
+        for index in range(2):
+            sample = data.sample(index, rng.generator(7))
+            assert sample.actions.dtype == torch.float32 and sample.actions[:, 0].tolist() == [
+                0.5 * n for n in levels(sample.frames)
+            ]
+    data = clips(told, past=3, actions="future")
+    sample = data.sample(0, None)
+    assert data.provides.frames.frames == 7 and sample.frames.shape[0] == 7 == len(sample.actions)
+    assert (sample.actions[:, 0] * 2).tolist() == levels(sample.frames[:3]) + levels(sample.target)
+    assert torch.equal(sample.actions[:, 1], -sample.actions[:, 0])
+    assert all(torch.equal(frame, sample.frames[2]) for frame in sample.frames[3:])  # the future is not shown
+    batch = collate([data.sample(0, None), data.sample(1, None)], data.provides)
+    assert batch.condition.frames.actions.shape == (2, 7, 2)
+    plain, other = clips(told, past=3).fingerprint, data.fingerprint
+    assert plain != other and clips(told, past=3).sample(0, None).actions is None
+
+
+def test_many_clips_of_one_array_have_actions_each(tmp_path):
+    np.save(tmp_path / "m.npy", np.zeros((6, 3, 8, 8), np.uint8))
+    np.save(tmp_path / "m.actions.npy", np.arange(18).reshape(6, 3, 1))
+    data = clips(tmp_path, past=2, actions="past", window="first")
+    assert len(data) == 3 and data.sample(1, None).actions.flatten().tolist() == [1, 4]
+
+
+def test_actions_that_do_not_fit_are_said(told):
+    for more, says in (({}, "needs data.past"), ({"past": 2, "flip": True}, "data.flip"),
+                       ({"past": 2, "overlap": True}, "overlap=false")):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            clips(told, actions="future", **more)
+    for wrong, says in ((np.zeros((19, 2)), r"\(20, 2\): a row for each frame"), (np.zeros((20, 3)), "a row for each"),
+                        (np.full((20, 2), np.nan), "NaN"), (np.array([["x"] * 2] * 20), "no array of numbers"),
+                        (np.array([[None] * 2] * 20), "cannot be read")):  # fmt: skip
+        np.save(told / "a.actions.npy", wrong, allow_pickle=True)
+        np.save(told / "folder.actions.npy", np.zeros((12, 2)))
+        data = clips(told, past=2, actions="past", window="first")
+        data.provides = replace(data.provides, frames=replace(data.provides.frames, actions=2))
+        with pytest.raises(DataError, match=says):
+            data.sample(0, None)
+    (told / "a.actions.npy").unlink()
+    with pytest.raises(DataError, match=r"there is no a.actions.npy"):
+        clips(told, past=2, actions="past").sample(0, None)
+    (told / "folder.actions.npy").unlink()
+    with pytest.raises(DataError, match=r"needs NAME.actions.npy beside each clip"):
+        clips(told, past=2, actions="past")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from condgen.data import video
+from condgen.data._demux import to_pixels
 from condgen.data._stills import natural
 from condgen.data.video import frame_times, probe, read_frames
 from condgen.errors import ConfigError, DataError
@@ -156,8 +157,8 @@ def test_a_seek_gives_what_a_linear_read_gives(tmp_path, name, codec, options):
 def test_a_seek_does_not_decode_from_the_beginning(tmp_path, monkeypatch, group):
     path = encode(tmp_path / "a.mp4", "libx264", {"bf": "2", "x264-params": f"{group}:keyint=12:scenecut=0"})
     seen = []
-    decoded = video._decoded
-    monkeypatch.setattr(video, "_decoded", lambda *a, **k: (seen.append(f.pts) or f for f in decoded(*a, **k)))
+    decoded = video.decoded
+    monkeypatch.setattr(video, "decoded", lambda *a, **k: (seen.append(f.pts) or f for f in decoded(*a, **k)))
     frames_of(path, start=40, stop=42)
     assert len(seen) <= 9  # a keyframe near 36 and what follows, not the 42 frames from the beginning
 
@@ -364,3 +365,18 @@ def real_clips() -> Path:
     if not folder.is_dir():
         pytest.skip("shared clips are not beside this checkout")
     return folder
+
+
+def test_frames_are_converted_on_one_thread():
+    """FFmpeg's default starts a pool of threads for each frame, which took longer than decoding it."""
+    given = []
+
+    class Frame:
+        format = av.VideoFormat("yuv420p", 4, 2)
+        rotation = 0
+
+        def to_ndarray(self, **options):
+            given.append(options)
+            return np.zeros((2, 4, 3), np.uint8)
+
+    assert to_pixels(Frame()).shape == (3, 2, 4) and given == [{"format": "rgb24", "threads": 1}]

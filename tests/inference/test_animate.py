@@ -8,6 +8,7 @@ from condgen.inference.animate import animate, given_frames
 from condgen.inference.sample import sample_rows, sample_streams
 from condgen.systems.base import System
 from condgen.systems.vgan import Vgan
+from condgen.systems.vpn import Vpn
 from condgen.types import Condition, ConditionSpec, Frames, FramesSpec, Image, ImageSpec, LabelSpec, TargetSpec
 
 
@@ -73,6 +74,30 @@ def test_the_first_trained_length_is_the_plain_sample():
     parts = sample_streams(system, asked, seed=5, ids=[0, 1], batch_size=1)
     torch.testing.assert_close(parts["video"], long[:, :4], atol=1e-6, rtol=0)
     assert {n: p.shape[2] for n, p in parts.items()} == {"video": 3, "foreground": 3, "mask": 1, "background": 3}
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_a_system_with_a_memory_goes_on_with_it(output):
+    torch.manual_seed(0)
+    spec = ConditionSpec(frames=FramesSpec(2, 1, 4, 4))
+    sizes = {"width": 3, "encoder_blocks": 1, "decoder_blocks": 1, "hidden": 4}
+    system = Vpn(condition=spec, target=TargetSpec(1, 4, 4, 2), output=output, **sizes)
+    for parameter in system.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
+    asked = Condition(frames=Frames(torch.rand(3, 2, 1, 4, 4) * 2 - 1, torch.ones(3, 2, dtype=torch.bool)))
+    short = sample_rows(system, asked, seed=5, ids=[0, 1, 2])
+    long = animate(system, asked, 7, overlap=False, seed=5)
+    assert long.shape == (3, 7, 1, 4, 4) and torch.equal(long[:, :2], short)
+    assert torch.equal(long, sample_rows(system, asked, seed=5, ids=[0, 1, 2], batch_size=1, length=7))
+    assert torch.equal(animate(system, asked, 1, overlap=False, seed=5), short[:, :1])
+    # what came before the newest two frames is still known: a new start from those two goes on otherwise
+    other = animate(system, asked, 7, overlap=False, seed=5, temperature=0.0)
+    newest = Condition(frames=Frames(other[:, 2:4], asked.frames.mask))
+    assert not torch.equal(animate(system, newest, 3, overlap=False, seed=5, temperature=0.0), other[:, 4:])
+    assert torch.equal(other, animate(system, asked, 7, overlap=False, seed=6, temperature=0.0))
+    assert torch.equal(sample_rows(system, asked.index([]), seed=0, ids=[], length=7), torch.empty(0, 7, 1, 4, 4))
+    with pytest.raises(ConfigError, match="length=7"):
+        sample_rows(counts(), start(), seed=0, ids=[0, 1], length=7)
 
 
 def test_what_cannot_be_animated_is_said():

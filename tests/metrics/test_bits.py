@@ -73,6 +73,34 @@ def test_a_fitted_histogram_has_its_entropy():
     assert histogram_bits(target, target) > float(entropy)
 
 
+class ClipTable(Table):
+    """The same of clips (B, T, C, H, W): channels are the third dimension, time is no colour."""
+
+    def log_prob(self, target, condition, *, random):
+        assert target.dim() == 5
+        return super().log_prob(target.transpose(1, 2), condition, random=random)
+
+
+@pytest.mark.parametrize(("frames", "channels"), [(2, 3), (5, 1), (3, 3)])
+def test_bits_of_clips_are_per_number_of_all_frames(frames, channels):
+    target = (torch.rand(9, frames, channels, 4, 4, generator=torch.Generator().manual_seed(3)) ** 2 * 256).byte()
+    target[:, 0] //= 2  # frames differ more than colours do: a histogram of each frame would be another code
+    uniform = ClipTable(torch.full((channels, 256), 1 / 256, dtype=torch.float64))
+    score = bits_per_dim(uniform, target, batch_size=4)
+    assert score.value == pytest.approx(8, abs=1e-12) and score.floor == 8
+    assert parse(score.signature).fields["dims"] == str(frames * channels * 16)
+    colours = target.transpose(1, 2).transpose(0, 1).flatten(1).long()
+    p = torch.stack([torch.bincount(row, minlength=256) for row in colours]).double() / colours.shape[1]
+    entropy = -(p * p.clamp_min(1e-300).log2()).sum(1).mean()
+    asked = Condition(label=torch.zeros(9, dtype=torch.int64))
+    fitted = bits_per_dim(ClipTable(p.clamp_min(1e-300)), target, asked, batch_size=2, reference=target)
+    assert fitted.value == pytest.approx(float(entropy), abs=1e-9)
+    # frames side by side are the same numbers in the same colours
+    wide = target.permute(0, 2, 3, 1, 4).flatten(3)
+    assert fitted.floor == pytest.approx(histogram_bits(wide, wide), abs=1e-12)
+    assert fitted.floor > float(entropy)
+
+
 def test_rows_are_averaged_and_not_batches():
     """An uneven last batch weighs as many rows as it has."""
     target = pictures(7)

@@ -43,7 +43,7 @@ def test_each_step_is_compared_with_its_own_truth():
 
 def test_the_floor_of_a_curve_is_the_last_frame_repeated():
     real, _ = moving()
-    scores = by_name(video.curve_scores(real, real, real[:, 0], name="pixels", about=ABOUT))
+    scores = by_name(video.curve_scores(real, real, real[:, 0], network=extractor("pixels"), about=ABOUT))
     assert scores["ssim"].value == pytest.approx(1) and scores["ssim"].floor < 0.99
     assert scores["psnr/t=0"].floor == 100  # the copy is right at its own time
     floors = [scores[f"psnr/t={t}"].floor for t in range(1, 5)]
@@ -51,9 +51,46 @@ def test_the_floor_of_a_curve_is_the_last_frame_repeated():
     assert not scores["perceptual"].higher_is_better and "floor=copied-last-frame" in scores["perceptual"].signature
     assert "ext=pixels#1" in scores["perceptual"].signature and "ext=" not in scores["psnr"].signature
     long = torch.zeros(2, 40, 3, 8, 8)
-    names = [s.name for s in video.curve_scores(long, long, long[:, 0], name="pixels", about=ABOUT)]
+    names = [s.name for s in video.curve_scores(long, long, long[:, 0], network=extractor("pixels"), about=ABOUT)]
     steps = [n for n in names if n.startswith("psnr/")]
     assert len(steps) == 16 and steps[0] == "psnr/t=0" and steps[-1] == "psnr/t=39"
+
+
+def test_curves_are_the_same_in_blocks(monkeypatch):
+    real, _ = moving(rows=7)
+    whole = video.curves(real.flip(1), real, extractor("pixels"))
+    monkeypatch.setattr(video, "BLOCK", 3)
+    parts = video.curves(real.flip(1), real, extractor("pixels"))
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
+
+
+def test_what_starts_with_a_frame_is_near_to_it_at_first_and_away_from_it_later():
+    """The fifth check of the VGAN dossier, and the two ways to fail it."""
+    real, _ = moving(frames=5)
+    copied = real[:, :1].expand_as(real)
+    elsewhere = real.roll(1, 0)
+
+    def check(fake, **more):
+        found = by_name(video.given_scores(fake, real, 1, about=ABOUT, **more))
+        return found["first_frame_l1"], found["motion_from_given"]
+
+    first, away = check(real)
+    assert first.value == 0 == first.ceiling < first.floor and not first.higher_is_better
+    assert away.floor == 0 < away.value == pytest.approx(away.ceiling)
+    assert check(copied)[0].value == 0 and check(copied)[1].value == 0  # copies: the second score notices
+    assert check(elsewhere)[0].value > 0.05 and check(elsewhere)[1].value > 0  # the wrong clip: the first one does
+    assert check(real * 0 + real[:, :1] + 0.25)[0].value == pytest.approx(0.25)
+    far = (real[:, 1:] - real[:, :1]).abs().mean()
+    assert (
+        away.value == pytest.approx(float(far))
+        and "given=1" in away.signature
+        and "floor=other-clips" in first.signature
+    )
+    two = by_name(video.given_scores(real, real, 2, about=ABOUT))
+    assert two["motion_from_given"].value == pytest.approx(float((real[:, 2:] - real[:, 1:2]).abs().mean()))
+    assert video.given_scores(real[:1], real[:1], 1, about=ABOUT)[0].floor is None
+    with pytest.raises(ShapeError, match="fewer than all"):
+        video.given_scores(real, real, 5, about=ABOUT)
 
 
 def test_curves_refuse_what_would_broadcast():
@@ -152,5 +189,9 @@ def test_a_network_of_your_own_gets_what_i3d_takes(tmp_path):
     assert video.resized(torch.zeros(2, 4, 1, 8, 12), 224).shape == (2, 3, 4, 224, 224)
     with pytest.raises(ConfigError, match="no file"):
         video.clip_extractor("torchscript:nowhere.pt")
+    with pytest.raises(ConfigError, match="unknown eval.fvd 'efficientnet_lite0'|efficientnet_lite0"):
+        video.clip_extractor("efficientnet_lite0")  # a network of pictures
+    with pytest.raises(ConfigError, match="training split"):
+        video.clip_extractor("own")
     with pytest.raises(DataError, match="not \\(B, d\\)"):
         video.ClipExtractor(lambda x: x, {"ext": "bad"}).features(torch.zeros(2, 2, 3, 4, 4))

@@ -178,6 +178,15 @@ def test_masks_alternate_so_that_two_couplings_leave_nothing_untouched():
             assert moved[:, :4].all() and again[:, 4:].all()
 
 
+def test_after_three_couplings_every_pixel_depends_on_its_neighbours():
+    flow, x = made(2, scales=1, final=3), draw(1, 2, 4, 4)
+    jacobian = torch.autograd.functional.jacobian(lambda v: flow(v[None])[0][0], x[0]).abs().amax((0, 3))
+    for r in range(4):
+        for c in range(4):
+            near = jacobian[r, c, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2]
+            assert (near > 0).all(), (r, c)
+
+
 def test_a_coupling_reads_only_what_it_keeps():
     for stage, shape in (("spatial", (1, 2, 4, 4)), ("deep", (1, 8, 2, 2))):
         coupling, x = getattr(made(2, scales=2), stage)[0][0], draw(*shape)

@@ -133,3 +133,15 @@ def test_kl_of_a_flow_by_importance_sampling():
     small = flow(mean[:1], context)[0][0]
     drawn = draw_posterior(mean, log_std, noise, small.detach(), -1.0, flow, context.expand(200000, 3))
     assert float(torch.exp(-drawn.ratio.sum(1)).mean().detach()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(("shape", "spatial"), [((4,), False), ((2, 2, 2), True)])
+def test_the_order_is_reversed_from_step_to_step(shape, spatial):
+    """So the first element, which one step leaves to itself, hears the last one in the second step."""
+    for steps in (1, 2):
+        torch.manual_seed(0)
+        flow = Iaf(shape[0], 0, [8], steps=steps, spatial=spatial).double()
+        z = torch.randn(1, *shape, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(flow(z)[0].flatten()[0], z)
+        heard = slope.flatten()[1:] != 0
+        assert heard.any() == heard[-1] == (steps == 2)

@@ -143,3 +143,16 @@ def test_half_precision_outside_does_not_reach_the_sums(law):
     exact = observed.double().log_prob(raw, pixels)
     assert torch.equal(inside, observed.float().log_prob(raw.float(), pixels))
     torch.testing.assert_close(inside, exact.float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scale", ["fixed", "learned", "predicted"])
+def test_every_scale_starts_at_its_initial_value(scale):
+    law = Observation("gaussian", 3, scale=scale, initial=0.2)
+    raw = torch.zeros(2, law.outputs, 4, 4)
+    mean, log_scale = law.parameters_of(raw)
+    assert law.outputs == (6 if scale == "predicted" else 3) and (law.log_scale is not None) == (scale == "learned")
+    torch.testing.assert_close(log_scale.exp().expand_as(mean), torch.full((2, 3, 4, 4), 0.2))
+    raw[:, 3:] = 0.5  # a predicted log scale is counted from there
+    torch.testing.assert_close(
+        law.parameters_of(raw)[1] - log_scale, torch.zeros_like(log_scale) + 0.5 * (scale == "predicted")
+    )

@@ -13,7 +13,7 @@ from condgen.nn.gated_pixelcnn import GatedPixelCnn
 from condgen.nn.pixelcnn import PixelCnn2016
 from condgen.nn.pixelcnnpp import PixelCnnPp
 from condgen.nn.pixelrnn import PixelRnn, Reorder, diagonal_sweep
-from condgen.nn.weight_norm import WeightNormConv2d, concat_elu
+from condgen.nn.weight_norm import WeightNormConv2d, concat_elu, drawn_mask
 
 SIDE, VECTOR, MAPS = 4, 2, 1
 NETS = {
@@ -32,6 +32,12 @@ NETS = {
     "diagonal_bilstm": lambda c, p, k, **told: PixelRnn(
         c, p, diagonal=True, width=6, blocks=2, head_width=24, colours=k, **told
     ),
+    "row_lstm-skip": lambda c, p, k, **told: PixelRnn(
+        c, p, diagonal=False, skip=True, width=6, blocks=3, head_width=24, colours=k, **told
+    ),
+    "diagonal_bilstm-skip": lambda c, p, k, **told: PixelRnn(
+        c, p, diagonal=True, skip=True, width=6, blocks=2, head_width=24, colours=k, **told
+    ),
 }
 CASES = [(name, *form) for name in NETS for form in ((3, 3), (3, 1), (1, 1))]  # architecture, channels, colours
 
@@ -44,14 +50,15 @@ def make(name, channels, colours, **told):
     return net
 
 
-def influence(net, channels, colours, size=(SIDE, SIDE), pictures=4):
+def influence(net, channels, colours, size=(SIDE, SIDE), pictures=4, told=None):
     """bool (draws, inputs), both in the order in which they are drawn: whether a draw depends on an input, at any of
-    several pictures, since a ReLU may be silent at one."""
+    several pictures, since a ReLU may be silent at one. told: vector and maps."""
+    vector, maps = told or (None, [])
     pictures = torch.rand(pictures, 1, channels, *size, dtype=torch.float64) * 2 - 1
-    probe = torch.randn(net(pictures[0], None, []).shape[1], dtype=torch.float64)
+    probe = torch.randn(net(pictures[0], vector, maps).shape[1], dtype=torch.float64)
 
     def draws(x):
-        out = net(x, None, [])[0] * probe[:, None, None]
+        out = net(x, vector, maps)[0] * probe[:, None, None]
         return torch.stack([out[k::colours].sum(0) for k in range(colours)], -1).flatten()
 
     slopes = [torch.autograd.functional.jacobian(draws, x)[:, 0] for x in pictures]  # (draws, C, H, W)
@@ -69,6 +76,57 @@ def allowed(channels, colours, size=(SIDE, SIDE)):
 def test_no_draw_depends_on_what_is_drawn_later(name, channels, colours):
     seen = influence(make(name, channels, colours), channels, colours)
     assert not (seen & ~allowed(channels, colours)).any()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_another_value_moves_what_comes_later_and_nothing_before(name):
+    """Over RGB in the order of colours: each of the values of a picture is replaced, one after the other."""
+    side = 6 if name == "pixelcnn++" else 5
+    net, count = make(name, 3, 3), 3 * side * side
+    random = torch.Generator().manual_seed(3)
+    picture, other = (torch.rand(1, 3, side, side, generator=random).double() * 2 - 1 for _ in range(2))
+    flat = [x.permute(0, 2, 3, 1).reshape(1, count) for x in (picture, other)]  # in the order in which they are drawn
+    changed = torch.where(torch.eye(count, dtype=torch.bool), flat[1], flat[0])
+    changed = changed.view(count, side, side, 3).permute(0, 3, 1, 2).contiguous()  # another layout rounds otherwise
+    with torch.no_grad():
+        base, moved = (net(x, None, []).unflatten(1, (-1, 3)).permute(0, 3, 4, 2, 1).reshape(len(x), count, -1)
+                       for x in (picture.repeat(count, 1, 1, 1), changed))  # fmt: skip
+    same = (base == moved).all(2)  # (what was changed, what is drawn)
+    earlier = torch.ones(count, count, dtype=torch.bool).tril()
+    assert same[earlier].all()
+    later = (~same).sum(1)
+    assert (later[:-3] > 0).all() and later[-1] == 0  # for the last pixel's green a ReLU may be silent
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_condition_without_weights_is_no_condition(name):
+    """V = 0: the network of the same weights that knows none."""
+    told, alone = make(name, 3, 3, vector=VECTOR, maps=MAPS), make(name, 3, 3)
+    with torch.no_grad():
+        for key, parameter in told.named_parameters():
+            if ".told" in key:
+                parameter.zero_()
+        left = alone.load_state_dict(told.state_dict(), strict=False)
+        assert not left.missing_keys and left.unexpected_keys and all(".told" in key for key in left.unexpected_keys)
+        x = torch.rand(2, 3, SIDE, SIDE, dtype=torch.float64)
+        maps = [torch.randn(2, MAPS, SIDE >> s, SIDE >> s, dtype=torch.float64) for s in range(2)]
+        same = told(x, torch.randn(2, VECTOR, dtype=torch.float64), maps)
+        torch.testing.assert_close(same, alone(x, None, []), atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nor_with_a_vector_and_a_map_which_every_draw_sees(name):
+    """Over RGB in the order of colours; of the map the place itself, at least."""
+    net = make(name, 3, 3, vector=VECTOR, maps=MAPS)
+    vector = torch.randn(1, VECTOR, dtype=torch.float64, requires_grad=True)
+    finest = torch.randn(1, MAPS, SIDE, SIDE, dtype=torch.float64, requires_grad=True)
+    told = (vector, [finest, torch.randn(1, MAPS, SIDE // 2, SIDE // 2, dtype=torch.float64)])
+    seen = influence(net, 3, 3, pictures=1, told=told)
+    assert not (seen & ~allowed(3, 3)).any() and seen.any()
+    out = net(torch.rand(1, 3, SIDE, SIDE, dtype=torch.float64), *told).abs().sum((0, 1))
+    for r, c in itertools.product(range(SIDE), range(SIDE)):
+        slopes = torch.autograd.grad(out[r, c], (vector, finest), retain_graph=True)
+        assert slopes[0].any() and slopes[1][0, 0, r, c] != 0
 
 
 @pytest.mark.parametrize(
@@ -109,9 +167,9 @@ def row_lstm_context(height, width, layers):
     return torch.tensor([[read in stream[place] for read in places] for place in places])
 
 
-def rnn(diagonal, layers=1, channels=1, colours=1):
+def rnn(diagonal, layers=1, channels=1, colours=1, skip=False):
     torch.manual_seed(0)
-    net = PixelRnn(channels, 12, diagonal=diagonal, width=6, blocks=layers, head_width=24, colours=colours)
+    net = PixelRnn(channels, 12, diagonal=diagonal, width=6, blocks=layers, head_width=24, colours=colours, skip=skip)
     for parameter in net.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     return net.double()
@@ -140,6 +198,28 @@ def test_in_order_of_colours_diagonal_bilstm_misses_only_that_pixels_last_colour
     for r, c, k in itertools.product((1, 2), range(2), range(3)):
         expected[(r * 6 + c) * 3 + k, r * 18 - 1] = False
     assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_skips_lead_from_every_layer_to_the_output_beside_the_residuals(diagonal):
+    plain, net = rnn(diagonal, 3, 3, 3), rnn(diagonal, 3, 3, 3, skip=True)
+    assert sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in plain.parameters()) == 3 * (6 * 12 + 12)
+    x = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for name, value in plain.state_dict().items():
+            held = net.state_dict()[name]
+            held[: len(value)].copy_(value), held[len(value) :].zero_()  # no skips: the rest is the network without
+        torch.testing.assert_close(net(x, None, []), plain(x, None, []), atol=1e-13, rtol=0)
+        for layer in net.blocks:  # what a skip adds joins the stream at the end
+            layer.widen.bias[12:] += 0.5
+        net.head = plain.head = torch.nn.Identity()
+        torch.testing.assert_close(net(x, None, []) - plain(x, None, []), torch.full((2, 12, 4, 5), 1.5).double())
+        base = net(x, None, [])
+        for layer in net.blocks:
+            layer.widen.weight[12:].normal_()
+            now = net(x, None, [])
+            assert (now != base).any()
+            base = now
 
 
 def test_without_the_shift_the_direction_from_the_right_leaks(monkeypatch):
@@ -267,10 +347,10 @@ def test_the_lean_convolution_has_the_values_and_gradients_of_the_plain_one():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     inputs = (x, *conv.parameters())
     torch.manual_seed(1)
-    mask = torch.empty(2, 6, 4, 5, dtype=torch.bool).bernoulli_(0.75) / 0.75
+    mask = drawn_mask((2, 6, 4, 5), 0.25, x.device)[0] / -0.75
     for dropout, kept in ((0.0, None), (0.25, mask)):
         torch.manual_seed(1)
-        lean, whole = conv(x, dropout), plain(conv, x, kept)
+        lean, whole = conv(x, dropout=dropout), plain(conv, x, kept)
         torch.testing.assert_close(lean, whole)
         weights = torch.randn_like(lean)
         ours, theirs = (torch.autograd.grad((out * weights).sum(), inputs) for out in (lean, whole))

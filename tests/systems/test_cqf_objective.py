@@ -262,6 +262,28 @@ def test_the_elbo_of_training_is_the_mean_weight(flow, iaf, scale):
     assert rising == sorted(rising)
 
 
+@pytest.mark.parametrize("options", [
+    {"flow": False, "initial_scale": 0.4}, {"scale": "predicted", "initial_scale": 1.5},
+    {"two_scales": True, "iaf": True, "residual": True, "scale": "learned", "initial_scale": 1.5},
+], ids=["VAE", "VAE-F", "further"])  # fmt: skip
+def test_probabilities_of_all_pictures_sum_to_the_mass_inside_the_pixel_range(options):
+    """4 pixels: exp(log_prob) has mean p(x) over z of q, so its mean over all pictures, times how many there are, is
+    the share of noisy samples that are not clipped. Noise, dequantisation, logit, flow and KL all have to be right."""
+    system, rows = made(1, 2, quality=False, **options).eval(), 40_000
+    stirred(system.flow, 0.1), stirred(system.decoder, 0.1), stirred(system.encoder, 0.05)
+    with torch.no_grad():
+        system.encoder.net.heads.bias[3:] += 0.2  # q wider than p: no heavy tail of weights
+        levels = cqf.StepRandom("pictures", rows=rows).randint(256, 1, 2, 2)
+        weights = system.log_prob(levels / 127.5 - 1, NONE, random=cqf.StepRandom(0, rows=rows))
+        total = (weights.double() + 4 * math.log(256)).exp()
+        drawn = cqf.StepRandom(1, rows=rows)
+        unit = system._generate(drawn.randn(3), NONE, drawn, "noisy")
+        inside = ((unit >= 0) & (unit <= 1)).flatten(1).all(1).double().mean()
+    error = float(total.std()) / math.sqrt(rows)
+    assert 0.05 < inside < 0.9999 and error < 0.02
+    assert abs(float(total.mean() - inside)) < 4 * error
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_a_uniform_density_has_eight_bits_whatever_the_scale_of_y(scale, monkeypatch):
     system = made(3, quality=False, flow=False)

@@ -19,7 +19,9 @@ from condgen.systems.base import HasLikelihood
 from condgen.systems.pixelcnn import PixelCnn
 from condgen.types import Batch, Condition, ConditionSpec, Image, ImageSpec, LabelSpec, TargetSpec
 
-ARCHITECTURES = ("pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm")
+ARCHITECTURES = (
+    "pixelcnn", "gated", "pixelcnn++", "row_lstm", "diagonal_bilstm", "row_lstm skip", "diagonal_bilstm skip"
+)  # fmt: skip
 FORMS = list(itertools.product(ARCHITECTURES, ("softmax", "mixture")))
 each_form = pytest.mark.parametrize(("architecture", "likelihood"), FORMS)
 RANDOM = RowRandom(0, range(1))
@@ -28,6 +30,8 @@ RANDOM = RowRandom(0, range(1))
 def tiny(architecture="pixelcnn++", likelihood="mixture", side=4, channels=3, told=False, **options):
     torch.manual_seed(0)
     options = {"width": 6, "blocks": 2, "scales": 2, "kernel": 3, "mixtures": 2, "dropout": 0.0, **options}
+    architecture, _, skip = architecture.partition(" ")
+    options |= {"skip": True} if skip else {}
     spec = ConditionSpec(label=LabelSpec(3), image=ImageSpec(1, side, side)) if told else ConditionSpec()
     system = PixelCnn(
         condition=spec, target=TargetSpec(channels, side, side), architecture=architecture, likelihood=likelihood,
@@ -58,6 +62,39 @@ def test_the_probabilities_of_all_binary_pictures_sum_to_one(architecture, likel
     assert chances.sum().item() == pytest.approx(1, abs=1e-9) and chances.std() > 0
     assert isinstance(system, HasLikelihood)
     assert (system.likelihood, system.dequantisation) == ("exact", "binary")
+
+
+@each_form
+def test_so_they_do_under_every_condition_as_a_vector_and_as_a_map(architecture, likelihood):
+    """Over all 16 pictures, and for each of three conditions, of which no two give the same probabilities."""
+    system = tiny(architecture, likelihood, side=2, channels=1, values=2, told=True).double()
+    every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).double().view(16, 1, 2, 2)
+    one, two = asked(2, side=2).index([0]), asked(2, side=2).index([1])
+    found = []
+    for told in (one, Condition(label=two.label, image=one.image), Condition(label=one.label, image=two.image)):
+        with torch.no_grad():
+            chances = system.log_prob(every, told.index([0] * 16), random=RANDOM).exp()
+        assert chances.sum().item() == pytest.approx(1, abs=1e-9)
+        found.append(chances)
+    assert all((a - b).abs().max() > 1e-6 for a, b in itertools.combinations(found, 2))
+
+
+@each_form
+def test_every_form_draws_rows_apart_and_teaches_every_parameter(architecture, likelihood):
+    """What tests/test_contract.py asks of the tiny preset."""
+    system = tiny(architecture, likelihood, told=True)
+    together = system.sample(asked(3), random=RowRandom(5, range(3)))
+    apart = [system.sample(asked(3).index([i]), random=RowRandom(5, [i])) for i in range(3)]
+    assert torch.equal(together, torch.cat(apart)) and together.dtype == torch.float32
+    system.train().nll_loss(Batch(pictures(3).float(), asked(3)), StepRandom(0, rows=3))["loss"].backward()
+    silent = [name for name, p in system.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+    other = tiny(architecture, likelihood, told=True, width=6)
+    for parameter in other.parameters():
+        parameter.data.add_(1)
+    other.load_state_dict(system.state_dict())
+    found, held = (s.eval().log_prob(pictures(3), asked(3), random=RANDOM) for s in (other, system))
+    assert torch.equal(found, held)
 
 
 @each_form
@@ -172,6 +209,23 @@ def test_inverse_sums_reach_every_value_and_never_leave_them():
     torch.testing.assert_close(share, torch.softmax(logits[0], 0), atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "likelihood"), [
+    ("gated", "softmax"), ("pixelcnn", "softmax"), ("row_lstm skip", "softmax"), ("diagonal_bilstm skip", "softmax"),
+])  # fmt: skip
+def test_one_batch_is_learned_by_heart(architecture, likelihood):
+    """Four grey pictures of random values: below half a bit, where a model of single pixels needs 8."""
+    system = tiny(architecture, likelihood, channels=1, width=32).train()
+    adam, data = torch.optim.Adam(system.parameters(), 5e-3), Batch(pictures(4, channels=1).float())
+    for step in range(400):
+        adam.zero_grad()
+        losses = system.nll_loss(data, StepRandom(step, rows=4))
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(system.parameters(), 1.0)
+        adam.step()
+    assert float(losses["bits_per_dim"]) < 0.5
+
+
 def gradients(**options):
     system = tiny(dropout=0.5, data_init=False, **options).train()
     torch.manual_seed(5)
@@ -211,6 +265,7 @@ def test_evaluation_neither_initialises_nor_drops():
         ({"side": 5}, "multiples of 2"),
         ({"channels": 2}, "likelihood=softmax"),
         ({"kernel": 4}, "odd number"),
+        ({"skip": True}, "for row_lstm and diagonal_bilstm"),
         ({"architecture": "gated", "likelihood": "softmax", "width": 8}, "multiples of 3"),
     ],
 )

@@ -104,20 +104,23 @@ def test_log_prob_without_couplings_is_that_of_a_normal_law_of_logits():
     torch.testing.assert_close(given, torch.tensor(expected), atol=1e-4, rtol=0)
 
 
-def test_probabilities_of_all_pictures_sum_to_the_mass_inside_the_pixel_range():
+@pytest.mark.parametrize("told", [None, 1])
+def test_probabilities_of_all_pictures_sum_to_the_mass_inside_the_pixel_range(told):
     """4 pixels: the mean of 256 ** 4 exp(log_prob) over random pictures, against the mass that the flow puts on them.
 
     Samples outside of [0, 1] are clipped when shown, so their share is missing from the sum, which is below 1.
+    Alone, and under a condition of a vector and a map.
     """
-    system, rows = tiny(side=2, channels=1).eval(), 60_000
+    system, rows = tiny(side=2, channels=1, condition=None if told is None else EVERYTHING).eval(), 60_000
+    one = Condition() if told is None else asked(2).index([told] * rows)
     for module in system.modules():
         if isinstance(module, Coupling):
             module.factor.data.normal_(0, 0.3)
     with torch.no_grad():
         drawn = StepRandom("pictures", rows=rows).randint(256, 1, 2, 2)
-        weight = system.log_prob(pixels_to_float(drawn.to(torch.uint8)), Condition(), random=StepRandom(0, rows=rows))
+        weight = system.log_prob(pixels_to_float(drawn.to(torch.uint8)), one, random=StepRandom(0, rows=rows))
         total = (weight.double() + 4 * math.log(256)).exp()
-        unit = from_logits(system.flow.inverse(StepRandom(1, rows=rows).randn(1, 2, 2), Condition()))
+        unit = from_logits(system.flow.inverse(StepRandom(1, rows=rows).randn(1, 2, 2), one))
         inside = ((unit >= 0) & (unit <= 1)).flatten(1).all(1).double().mean()
     error = float(total.std()) / math.sqrt(rows)
     assert 0.1 < inside < 0.999999 and error < 0.01
@@ -183,6 +186,7 @@ def test_encode_and_decode_are_inverse(norm):
 
 
 def test_temperature_scales_the_noise():
+    assert tiny().sample_fields == {} and tiny(temperature=0.7).sample_fields == {"temperature": "0.7"}
     system = tiny().eval()
     noise = RowRandom(0, range(4)).randn(3, 8, 8)
     with torch.no_grad():

@@ -7,7 +7,8 @@ import torch
 
 from condgen.errors import ConfigError, ShapeError
 from condgen.losses.likelihood import log_mean_exp
-from condgen.nn.ladder import LadderVae
+from condgen.nn.iaf import Iaf
+from condgen.nn.ladder import LadderLayer, LadderVae
 from condgen.nn.latent import VectorVae, draw_posterior
 from condgen.nn.vae_nets import halvings
 from condgen.rng import RowRandom, StepRandom
@@ -361,6 +362,61 @@ def test_the_prior_of_the_condition():
     assert bool((gap.mean(1).abs() < 5 * gap.std(1) / math.sqrt(20000)).all())
     with pytest.raises(ConfigError, match="needs a condition"):
         made(prior="conditional")
+
+
+def test_samples_come_from_the_prior_of_the_condition_with_its_deviation():
+    system = made(labels=3, prior="conditional").eval()
+    torch.nn.init.normal_(system.model.prior.weight)
+    system.model.decoder = Linear(lambda z, given: z)
+    given = system._given(Condition(label=torch.tensor([0, 2])))
+    with torch.no_grad():
+        mean, log_std = system.model._prior(given)
+        noise = torch.randn(2, 3)
+        torch.testing.assert_close(system.model.generate(given, [noise]), mean + log_std.exp() * noise)
+    assert log_std.abs().max() > 0.2
+
+
+def test_a_layer_of_the_ladder_has_the_moments_of_both_directions():
+    """q = N(bottom-up mean + top-down mean, exp of the sum of both log deviations), p = N of the top-down ones."""
+    layer = LadderLayer(4, 1)
+    h, noise = torch.randn(3, 4, 2, 2), torch.randn(3, 1, 2, 2)
+    values = {"p mean": 0.3, "p log std": 0.7, "q mean": -0.4, "q log std": 0.2}
+    below = (torch.full((3, 1, 2, 2), 1.5), torch.full((3, 1, 2, 2), -0.5), torch.zeros(3, 0, 2, 2))
+    with torch.no_grad():
+        layer.down_in.weight.zero_()
+        layer.down_in.bias[:4] = torch.tensor(list(values.values()))
+        _, drawn = layer.down(h, noise)
+        torch.testing.assert_close(drawn.latent, 0.3 + math.exp(0.7) * noise)
+        _, drawn = layer.down(h, noise, below)
+    q, p = torch.distributions.Normal(1.1, math.exp(-0.3)), torch.distributions.Normal(0.3, math.exp(0.7))
+    torch.testing.assert_close(drawn.latent, 1.1 + math.exp(-0.3) * noise)
+    torch.testing.assert_close(drawn.kl, torch.distributions.kl_divergence(q, p).expand(3, 1, 2, 2))
+    torch.testing.assert_close(drawn.ratio, q.log_prob(drawn.latent) - p.log_prob(drawn.latent))
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_a_layer_of_the_ladder_at_zero_residuals_passes_on_what_it_gets(halve):
+    layer, h = LadderLayer(4, 2, halve=halve), torch.randn(1, 4, 4, 4)
+    for conv in (layer.up_out, layer.down_out):
+        torch.nn.init.zeros_(conv.weight), torch.nn.init.zeros_(conv.bias)
+    above, part = layer.up(h)
+    assert torch.equal(above, h[:, :, ::2, ::2] if halve else h)
+    below, _ = layer.down(above, torch.randn(1, 2, *above.shape[2:]), part)
+    expected = above.repeat_interleave(2, 2).repeat_interleave(2, 3) if halve else above
+    assert torch.equal(below, expected)
+
+
+def test_the_flow_of_a_layer_of_the_ladder_hears_both_directions():
+    layer = LadderLayer(4, 2, flow=Iaf(2, 4, [6], spatial=True))
+    h, noise = torch.randn(1, 4, 2, 2), torch.randn(1, 2, 2, 2)
+    _, below = layer.up(torch.randn(1, 4, 2, 2))
+    base = layer.down(h, noise, below)[1].latent
+    moved = layer.down(h, noise, (*below[:2], below[2] + 1))[1].latent
+    context = sum(layer.sizes_down[:4])  # where the top-down part of the context begins
+    with torch.no_grad():
+        layer.down_in.bias[context : context + 4] += 1
+    torch.testing.assert_close(layer.down(h, noise, below)[1].latent, moved)  # they are added
+    assert (moved != base).any()
 
 
 def test_binarisation():

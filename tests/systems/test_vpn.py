@@ -219,14 +219,14 @@ def test_temperature_makes_likelier_clips_and_zero_takes_the_likeliest_value():
     with torch.no_grad():
         logits = system._law(one, past).unflatten(2, (256, 1))
     assert torch.equal(pixels_to_float(logits.argmax(2).to(torch.uint8)), one)
-    for wrong in ({"temperature": -1.0}, {"frames": -1}):
+    for wrong in ({"temperature": -1.0}, {"length": -1}):
         with pytest.raises(ShapeError, match="negative"):
             system.sample(past, random=RowRandom(1, range(16)), **wrong)
 
 
 def test_a_longer_clip_begins_with_the_shorter_one():
     system = tiny()
-    short, long = (system.sample(history(), random=RowRandom(1, range(2)), frames=n) for n in (0, 4))
+    short, long = (system.sample(history(), random=RowRandom(1, range(2)), length=n) for n in (0, 4))
     assert long.shape[1] == 4 and torch.equal(long[:, :2], short)
 
 
@@ -289,7 +289,7 @@ def test_an_action_moves_the_frames_after_its_own_and_no_other(future):
         ]  # fmt: skip
         assert not torch.equal(*drawn)
         with pytest.raises(ShapeError, match="actions for 3 frames"):
-            system.sample(told, random=RowRandom(0, [0]), frames=4)
+            system.sample(told, random=RowRandom(0, [0]), length=4)
         with pytest.raises(ShapeError, match="actions for 3 only"):
             system.frame_nats(clips(1, 4, 1), told)
 

@@ -153,12 +153,14 @@ def test_dilations_repeat_and_keep_the_resolution():
 def test_a_multiplicative_unit_is_the_formula_of_the_paper():
     torch.manual_seed(0)
     conv = convolution(3, 12, 3)
+    unit = Unit(conv, "multiplicative", 12, 0, 0)
+    assert torch.equal(conv.bias, torch.tensor([2.0] * 6 + [0.0] * 6)), "an untrained unit lets its memory through"
     conv.bias.data.normal_()
     h = torch.randn(2, 3, 4, 4)
     w, b = conv.weight.split(3), conv.bias.split(3)
     g1, g2, g3 = (torch.sigmoid(F.conv2d(h, w[i], b[i], padding=1)) for i in range(3))
     expected = g1 * torch.tanh(g2 * h + g3 * torch.tanh(F.conv2d(h, w[3], b[3], padding=1)))
-    torch.testing.assert_close(Unit(conv, "multiplicative", 12, 0, 0)(h, None, None), expected)
+    torch.testing.assert_close(unit(h, None, None), expected)
     torch.testing.assert_close(multiply(conv(h), h), expected)
     relu = convolution(3, 3, 3)
     torch.testing.assert_close(Unit(relu, "relu", 3, 0, 0)(h, None, None), F.relu(relu(h)))

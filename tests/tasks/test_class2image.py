@@ -41,6 +41,7 @@ class Perfect(torch.nn.Module):
 
     def __init__(self, data, shift=0):
         super().__init__()
+        self.sample_fields = {}
         self.anchor, self.target_spec, self.shift = torch.nn.Parameter(torch.zeros(1)), data.target, shift
         rows = [data.sample(i, None) for i in range(len(data))]
         self.of = {k: [r.target.float() / 127.5 - 1 for r in rows if r.label == k] for k in range(3)}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ import condgen
 from condgen.cli import main
 from condgen.data.video import read_frames
 from condgen.inference.export import read_export
+from condgen.metrics import own, own_clips
+from condgen.metrics.classifier import ClassifierOptions
+from condgen.metrics.own_clips import ClipOptions
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +58,32 @@ def test_clips_are_scored_by_what_they_were_asked(runs):
             steps = [found[f"psnr/t={t}"][end] for t in range(first, 4)]
             assert found["psnr"][end] == pytest.approx(sum(steps) / len(steps), rel=1e-4)
     assert several["psnr/t=0"]["floor"] < 100 and "given=0" in several["psnr"]["signature"]
+
+
+def test_a_clip_from_a_frame_begins_near_it_and_goes_away_from_it(runs):
+    plain, one, several = (scores(runs / name) for name in ("video", "frame2video", "frames2video"))
+    first, away = one["first_frame_l1"], one["motion_from_given"]
+    assert first["ceiling"] == 0 < first["floor"] and not first["higher_is_better"]
+    assert away["floor"] == 0 < away["ceiling"] and one["motion_energy"]["ceiling"] > 0 == one["motion_energy"]["floor"]
+    assert "given=1" in first["signature"] and "past=1" in first["signature"]
+    assert one["sensitivity/frames"]["floor"] == 0 and one["sensitivity/frames"]["value"] > 0
+    for found in (plain, several):  # nothing is given again
+        assert not {"first_frame_l1", "motion_from_given"} & set(found)
+
+
+def test_both_networks_can_be_of_the_users_own(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONDGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(own_clips, "ClipOptions", lambda **given: ClipOptions(**(given or {"steps": 3, "width": 4})))
+    monkeypatch.setattr(own, "ClassifierOptions", lambda: ClassifierOptions(steps=3, width=4))
+    run = tmp_path / "run"
+    shutil.copytree(runs / "frames2video", run)
+    shutil.rmtree(run / "eval")
+    assert main(["evaluate", str(run), "eval.extractor=own", "eval.fvd=own"]) == 0
+    found = scores(run)
+    assert "ext=own-classes#" in found["kvd"]["signature"] and "ext=own-" in found["perceptual"]["signature"]
+    assert found["kvd"]["signature"].count("|frames=4|size=16x16|") == 1 and "|past=" in found["kvd"]["signature"]
+    assert main(["evaluate", str(run), "eval.fvd=i3d"]) == 2
+    assert "eval.fvd" in capsys.readouterr().err
 
 
 def test_the_run_folder_has_sheets_and_clips_and_the_report_plays_them(runs):

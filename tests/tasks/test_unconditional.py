@@ -1,10 +1,12 @@
 """unconditional from its configuration to its scores, whatever condition the data carry."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from condgen import config
+from condgen import cli, config
 from condgen.build import build
 from condgen.engine.log import Log
 from condgen.engine.run import RunFolder
@@ -122,6 +124,21 @@ def test_a_binary_model_is_scored_on_binary_pictures_and_a_cross_entropy_not_at_
     assert [s.name for s in made.task.score(made.system, made, World(), made.config.eval)] == SETS
 
 
+def test_scores_of_means_and_of_draws_do_not_compare_and_bits_do(file, tmp_path, capsys):
+    paths = []
+    for mode in ("mean", "noisy"):
+        made = built(file, f"system.sample_mode={mode}", "eval.metrics=[kid,prdc]", "data.ignore=[]")
+        scores = made.task.score(made.system, made, World(), made.config.eval)
+        paths.append(tmp_path / f"{mode}.json")
+        paths[-1].write_text(json.dumps({"step": 1, "scores": [s.to_dict() for s in scores]}))
+        for one in scores:
+            assert parse(one.signature).fields.get("sample_mode") == (None if one.name == "bpd" else mode), one.name
+    assert cli.main(["compare", *map(str, paths)]) == 2
+    assert "kid: sample_mode: mean (mean) against noisy (noisy)" in capsys.readouterr().err
+    assert cli.main(["compare", *map(str, paths), "--only", "bpd"]) == 0
+    assert cli.main(["compare", *map(str, paths), "--ignore", "sample_mode"]) == 0
+
+
 def test_a_generator_without_likelihood_or_encoder(file, tmp_path):
     words = ("system=acgan", "system.preset=tiny", "system.conditioning=none", "system.architecture=dcgan")
     made = built(file, *words)
@@ -142,6 +159,7 @@ def test_a_perfect_copier_reaches_the_ceiling_of_kid(file):
     class Copies(torch.nn.Module):
         def __init__(self, data):
             super().__init__()
+            self.sample_fields = {}
             self.anchor, self.target_spec = torch.nn.Parameter(torch.zeros(1)), data.target
             self.rows = torch.stack([data.sample(i, None).target for i in range(len(data))]).float() / 127.5 - 1
 
