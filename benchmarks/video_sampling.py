@@ -1,6 +1,6 @@
 """Cached sampling of video pixel networks against the plain loop that runs the decoder for every pixel, in one process.
 
-    python benchmarks/video_sampling.py                        # small preset, 32 x 32, batch 1 and 8
+    python benchmarks/video_sampling.py --json benchmarks/results/video_sampling.json  # small preset, 32 x 32
     python benchmarks/video_sampling.py --batch 32 --precision float64 --channels 3
     python benchmarks/video_sampling.py --preset paper --side 64 --rows 4 --rounds 1
 
@@ -13,9 +13,13 @@ medians. `error` is the largest difference between the parameters of both, given
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -100,7 +104,13 @@ def main() -> None:
     parser.add_argument("--plain-steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--json", type=Path, default=None, help="where the figures go")
     given = parser.parse_args()
+    found: dict[str, Any] = {
+        "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "load_before": os.getloadavg()[0], "precision": given.precision, "preset": given.preset, "rounds": given.rounds,
+        "frame": [given.channels, given.side, given.side], "decoders": {},
+    }  # fmt: skip
     kind = torch.float64 if given.precision == "float64" else torch.float32
     options = {"width": given.width} if given.width else {}
     options |= {"output": given.output} if given.output else {}
@@ -110,11 +120,18 @@ def main() -> None:
         system = build(given.preset, given.side, given.channels, decoder=decoder, **options).to(kind).eval()
         for batch in given.batch:
             got = measure(system, batch, given.rows, given.plain_steps, given.rounds)
+            found["decoders"].setdefault(decoder, {})[f"batch {batch}"] = {
+                **{f"{name}_seconds": got[name] for name in ("step", "plain", "cached")},
+                "ratio": got["ratio"], "largest_difference": got["error"],
+            }  # fmt: skip
             print(
                 f"{decoder:<12}{batch:>6}{got['step'] * 1000:>10.1f} ms{got['plain']:>11.1f} s{got['cached']:>8.2f} s"
                 f"{got['ratio']:>8.0f}{got['error']:>10.1e}",
                 flush=True,
             )
+    if given.json is not None:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from condgen.nn.matrix_conv import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d
 
 CRITIC_EPS = 1e-3  # of batch norm in the critic and in the encoder, as released
 
@@ -46,11 +49,11 @@ def compose(foreground: Tensor, mask: Tensor, background: Tensor) -> Tensor:
 
 def up3(inputs: int, outputs: int, *, in_time: bool) -> nn.ConvTranspose3d:
     """Doubles the side, and the frames too where `in_time`."""
-    return nn.ConvTranspose3d(inputs, outputs, (4 if in_time else 3, 4, 4), (2 if in_time else 1, 2, 2), 1)
+    return ConvTranspose3d(inputs, outputs, (4 if in_time else 3, 4, 4), (2 if in_time else 1, 2, 2), 1)
 
 
 def down3(inputs: int, outputs: int, *, in_time: bool) -> nn.Conv3d:
-    return nn.Conv3d(inputs, outputs, (4 if in_time else 3, 4, 4), (2 if in_time else 1, 2, 2), 1)
+    return Conv3d(inputs, outputs, (4 if in_time else 3, 4, 4), (2 if in_time else 1, 2, 2), 1)
 
 
 class Moving(nn.Module):
@@ -63,7 +66,7 @@ class Moving(nn.Module):
         super().__init__()
         wide = width << (size.levels - 1)
         side = 1 if from_map else 4
-        layers: list[nn.Module] = [nn.ConvTranspose3d(inputs, wide, (size.first, side, side)), *norm3(wide)]
+        layers: list[nn.Module] = [ConvTranspose3d(inputs, wide, (size.first, side, side)), *norm3(wide)]
         still = size.levels - size.doubled  # levels that leave the number of frames alone come first
         for level in range(size.levels - 1):
             layers += [up3(wide, wide // 2, in_time=level >= still), *norm3(wide // 2)]
@@ -74,9 +77,14 @@ class Moving(nn.Module):
         self.mask = up3(wide, 1, in_time=last) if mask else None
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor | None]:
-        body = self.body(code)
-        foreground = torch.tanh(self.foreground(body))
-        return foreground, None if self.mask is None else torch.sigmoid(self.mask(body))
+        body, head = self.body(code), self.foreground
+        if self.mask is None:
+            return torch.tanh(head(body)), None
+        # one convolution of both, which reads the body once; then channel by channel, as colours share the mask
+        weight, bias = torch.cat([head.weight, self.mask.weight], 1), torch.cat([head.bias, self.mask.bias])
+        both = F.conv_transpose3d(body, weight, bias, head.stride, head.padding).contiguous()
+        foreground, mask = both.split([head.out_channels, 1], 1)
+        return torch.tanh(foreground), torch.sigmoid(mask)
 
 
 class Still(nn.Module):
@@ -85,12 +93,12 @@ class Still(nn.Module):
     def __init__(self, inputs: int, channels: int, size: Size, width: int, *, from_map: bool) -> None:
         super().__init__()
         wide = width << (size.levels - 1)
-        layers: list[nn.Module] = [] if from_map else [nn.ConvTranspose2d(inputs, wide, 4), *norm2(wide)]
+        layers: list[nn.Module] = [] if from_map else [ConvTranspose2d(inputs, wide, 4), *norm2(wide)]
         inputs = inputs if from_map else wide
         for _ in range(size.levels - 1):
-            layers += [nn.ConvTranspose2d(inputs, wide // 2, 4, 2, 1), *norm2(wide // 2)]
+            layers += [ConvTranspose2d(inputs, wide // 2, 4, 2, 1), *norm2(wide // 2)]
             inputs = wide = wide // 2
-        self.body = nn.Sequential(*layers, nn.ConvTranspose2d(inputs, channels, 4, 2, 1), nn.Tanh())
+        self.body = nn.Sequential(*layers, ConvTranspose2d(inputs, channels, 4, 2, 1), nn.Tanh())
 
     def forward(self, code: Tensor) -> Tensor:
         out: Tensor = self.body(code)
@@ -102,9 +110,9 @@ class Encoder(nn.Module):
 
     def __init__(self, inputs: int, size: Size, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, 2, 1), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [Conv2d(inputs, width, 4, 2, 1), nn.ReLU(inplace=True)]
         for _ in range(size.levels - 1):
-            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1), *norm2(2 * width, CRITIC_EPS)]
+            layers += [Conv2d(width, 2 * width, 4, 2, 1), *norm2(2 * width, CRITIC_EPS)]
             width *= 2
         self.body = nn.Sequential(*layers)
         self.width = width
@@ -137,7 +145,7 @@ class Trunk(nn.Module):
 
     def head(self, outputs: int) -> nn.Conv3d:
         """A layer that turns the features into (B, outputs, 1, 1, 1)."""
-        return nn.Conv3d(self.width, outputs, (self.first, 4, 4))
+        return Conv3d(self.width, outputs, (self.first, 4, 4))
 
 
 def norm3(width: int) -> list[nn.Module]:
