@@ -7,6 +7,8 @@ Both train the same network size on the same random 8-bit pictures of 32 px. Sid
 ratio is the median of the ratios of each round, so that a change of the machine's speed hits all alike. `fp32` differs
 from the public step by the code alone (and by fused Adam); `bf16` is train.precision=bf16: autocast, channels last.
 Where weights can be copied, the largest difference of the log-likelihood under equal weights is printed as well.
+Parameters and FLOPs of both are printed (of convolutions and matrix products, by torch's counter): cqf and vae have
+other layers than pythae's networks, at the nearest width that asks for no fewer FLOPs, so GFLOP/s say more than images.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import json
 import math
+import resource
 import statistics
 import sys
 import time
@@ -24,16 +27,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import public_pythae
 import torch
 from public_pixelcnnpp import copy_weights, load
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from condgen.engine.optim import OptimOptions, make_optimizer
 from condgen.engine.world import World
 from condgen.rng import StepRandom
 from condgen.systems.base import HasLikelihood, System
+from condgen.systems.cqf import Cqf
 from condgen.systems.pixelcnn import PixelCnn
 from condgen.systems.realnvp import RealNvp
+from condgen.systems.vae import Vae
 from condgen.types import Batch, Condition, ConditionSpec, TargetSpec
 
 SIDE = 32
@@ -46,6 +53,7 @@ class Side:
 
     train: Callable[[], object]
     evaluate: Callable[[], object]
+    network: nn.Module
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,14 @@ class Section:
 
     make, public and difference take True for --tiny, which only shows that everything runs
 
+    difference   None where the networks are not the same
     clip   largest norm of the gradient, on both sides; None = not clipped
     """
 
     public_name: str
     make: Callable[[bool], System]
     public: Callable[[Path, Tensor, bool], Side]
-    difference: Callable[[Path, Tensor, bool], float]
+    difference: Callable[[Path, Tensor, bool], float] | None = None
     clip: float | None = None
 
 
@@ -73,7 +82,7 @@ def pictures(rows: int) -> Tensor:
 def ours(section: Section, pixels: Tensor, precision: str, small: bool) -> Side:
     """What the engine does in one step of one phase, without its loop."""
     torch.manual_seed(0)
-    world = World(precision=precision, channels_last=precision == "bf16")
+    world = World(precision=precision)
     system = section.make(small)
     world.place(system)
     phase = system.phases()[0]
@@ -97,7 +106,7 @@ def ours(section: Section, pixels: Tensor, precision: str, small: bool) -> Side:
         with torch.no_grad(), world.autocast():
             return system.log_prob(batch.target, Condition(), random=StepRandom(0, rows=len(batch)))
 
-    return Side(train, evaluate)
+    return Side(train, evaluate, system)
 
 
 # Real NVP against chrischute/real-nvp: 2 scales, 64 maps, 8 blocks, batch norm in the coupling networks, none between
@@ -127,7 +136,7 @@ def public_real_nvp(folder: Path, pixels: Tensor, small: bool) -> Side:
         with torch.no_grad(), _own_view():
             return loss(*network(unit, reverse=False))
 
-    return Side(train, evaluate)
+    return Side(train, evaluate, network)
 
 
 def real_nvp_difference(folder: Path, pixels: Tensor, small: bool) -> float:
@@ -220,7 +229,7 @@ def public_side_pixelcnnpp(folder: Path, pixels: Tensor, small: bool) -> Side:
         with torch.no_grad():
             return module.discretized_mix_logistic_loss(scaled, network(scaled))
 
-    return Side(train, evaluate)
+    return Side(train, evaluate, network)
 
 
 def pixelcnnpp_difference(folder: Path, pixels: Tensor, small: bool) -> float:
@@ -244,27 +253,79 @@ def _pclucas14(folder: Path, small: bool) -> tuple[Any, Any]:
     return module, network
 
 
+# The VAE row of cqf, and vae, against pythae. Widths: see above. condgen's bound is that of 8-bit pixels (dequantised, or
+# by intervals of logistics), pythae's is up to a constant that of a normal law of variance 1.
+
+
+def variational(kind: type[Cqf] | type[Vae], iaf: bool) -> Callable[[bool], System]:
+    def make(small: bool) -> System:
+        options: dict[str, Any] = {"width": 8 if small else 160, "latent_dim": public_pythae.LATENT}
+        flow = {"iaf_steps": public_pythae.IAF_STEPS, "iaf_layers": public_pythae.IAF_LAYERS}
+        flow["iaf_width"] = public_pythae.IAF_WIDTH
+        if kind is Cqf:
+            options |= {"quality": False, "flow": False, "iaf": iaf, **flow}
+        else:
+            options |= {"posterior": "iaf" if iaf else "gaussian", **flow}
+        return kind(condition=ConditionSpec(), target=TARGET, **options)
+
+    return make
+
+
+def public_variational(iaf: bool) -> Callable[[Path, Tensor, bool], Side]:
+    def made(folder: Path, pixels: Tensor, small: bool) -> Side:
+        network = public_pythae.load(folder, iaf=iaf)
+        adam = torch.optim.Adam(network.parameters(), lr=1e-3)
+        unit = pixels.float() / 255
+
+        def train() -> None:
+            network.train()
+            adam.zero_grad()
+            network({"data": unit}).loss.backward()
+            adam.step()
+
+        def evaluate() -> Tensor:
+            network.eval()
+            with torch.no_grad():
+                return network({"data": unit}).loss
+
+        return Side(train, evaluate, network)
+
+    return made
+
+
 SECTIONS: Mapping[str, Section] = {
     "realnvp": Section("chrischute/real-nvp", real_nvp, public_real_nvp, real_nvp_difference, clip=100.0),
     "pixelcnn": Section("pclucas14/pixel-cnn-pp", pixelcnnpp, public_side_pixelcnnpp, pixelcnnpp_difference),
+    "cqf": Section("pythae VAE", variational(Cqf, False), public_variational(False)),
+    "cqf_iaf": Section("pythae VAE_IAF", variational(Cqf, True), public_variational(True)),
+    "vae": Section("pythae VAE", variational(Vae, False), public_variational(False)),
+    "vae_iaf": Section("pythae VAE_IAF", variational(Vae, True), public_variational(True)),
 }
 
 
 def measure(sides: Mapping[str, Side], rows: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each side and ratios to the first one, round by round; one more round warms up."""
+    """Median milliseconds of each side and ratios to the first one, round by round; one more round warms up, in which
+    FLOPs are counted."""
     out: dict[str, float] = {}
+    for name, side in sides.items():
+        out[f"{name}_parameters"] = sum(p.numel() for p in side.network.parameters())
     for what in ("train", "evaluate"):
         times: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(rounds + 1):
+        for name, side in sides.items():
+            with FlopCounterMode(display=False) as counter:
+                getattr(side, what)()
+            out[f"{what}_{name}_gflop"] = counter.get_total_flops() / 1e9
+        for _ in range(rounds):
             for name, side in sides.items():
                 began = time.perf_counter()
                 getattr(side, what)()
-                times[name] += [time.perf_counter() - began] if number else []
+                times[name].append(time.perf_counter() - began)
         first = next(iter(sides))
         for name, values in times.items():
             middle = statistics.median(values)
             out[f"{what}_{name}_ms"] = 1e3 * middle
             out[f"{what}_{name}_images_per_second"] = rows / middle
+            out[f"{what}_{name}_gflop_per_second"] = out[f"{what}_{name}_gflop"] / middle
             if name != first:
                 ratios = [a / b for a, b in zip(times[first], values, strict=True)]
                 out[f"{what}_{name}_over_{first}"] = statistics.median(ratios)
@@ -289,16 +350,29 @@ def main() -> None:
     found: dict[str, Any] = {"system": given.system, "torch": torch.__version__, "threads": torch.get_num_threads()}
     if given.public:
         sides["public"] = section.public(given.public, pixels, given.tiny)
-        found |= {"public": section.public_name, "difference": section.difference(given.public, pixels[:2], given.tiny)}
-        print(f"{section.public_name} under equal weights: largest difference {found['difference']:.1e}")
+        found |= {"public": section.public_name}
+        print(f"public: {section.public_name}")
+        if section.difference:
+            found["difference"] = section.difference(given.public, pixels[:2], given.tiny)
+            print(f"under equal weights: largest difference {found['difference']:.1e}")
     for precision in ("fp32", "bf16"):
         sides[precision] = ours(section, pixels, precision, given.tiny)
     found |= measure(sides, given.batch, given.rounds)
+    found |= {
+        "batch": given.batch,
+        "rounds": given.rounds,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+    for name in sides:
+        print(f"  {name:6s} {found[f'{name}_parameters'] / 1e6:8.2f} M parameters")
     for what in ("train", "evaluate"):
         for name in sides:
             ratio = found.get(f"{what}_{name}_over_{next(iter(sides))}", 1.0)
-            speed = found[f"{what}_{name}_images_per_second"]
-            print(f"  {what:8s} {name:6s} {found[f'{what}_{name}_ms']:8.1f} ms {speed:8.1f} images/s  x{ratio:.2f}")
+            took, speed = (found[f"{what}_{name}_{unit}"] for unit in ("ms", "images_per_second"))
+            flops = (
+                f"{found[f'{what}_{name}_gflop']:7.1f} GFLOP {found[f'{what}_{name}_gflop_per_second']:6.0f} GFLOP/s"
+            )
+            print(f"  {what:8s} {name:6s} {took:8.1f} ms {speed:8.1f} images/s {flops}  x{ratio:.2f}")
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -73,9 +73,7 @@ class _EluConv(torch.autograd.Function):
         return None, None, weight_gradient, bias_gradient, None, None, *found
 
 
-def padded_elu(
-    parts: Sequence[Tensor], mask: Tensor | None, kept: float, pad: tuple[int, ...]
-) -> tuple[Tensor, int]:
+def padded_elu(parts: Sequence[Tensor], mask: Tensor | None, kept: float, pad: tuple[int, ...]) -> tuple[Tensor, int]:
     """concat_elu(parts side by side) after inverted dropout, with zeros around: (left, right, top, bottom), channels
     innermost. Equal columns at both sides are left to the convolution: how many is returned too.
 
