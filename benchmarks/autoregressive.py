@@ -2,7 +2,8 @@
 
     python benchmarks/autoregressive.py                            # presets small and paper, batch 1 and 16
     python benchmarks/autoregressive.py --preset paper --batch 1 --rows 32 --precision float64
-    python benchmarks/autoregressive.py --train                    # also one training step: seconds and peak memory
+    python benchmarks/autoregressive.py --train                    # one training step instead: seconds, peak memory
+    python benchmarks/autoregressive.py --json FILE                # also writes the figures; about a minute, two cores
 
 32 x 32 RGB, untrained. The plain loop is timed over a few pixel steps and multiplied by 1,024. The cached sampler is
 timed over whole rows (a multiple of 4, the period of its coarsest scale; --rows 32 draws the whole picture), with
@@ -13,10 +14,12 @@ folding and allocation, drawing included. Plain steps and cached rows alternate;
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
@@ -114,7 +117,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "float64"], default="float32")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--checkpoint", action="store_true", help="with --train: checkpoint_activations")
+    parser.add_argument("--threads", type=int, help="torch's threads; the default is torch's")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)
+    out: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), **vars(given)}
+    out = {name: value for name, value in out.items() if name != "json" and value is not None}
     kind = torch.float64 if given.precision == "float64" else torch.float32
     print(f"{torch.get_num_threads()} CPU threads, {given.precision}, torch {torch.__version__}")
     print(
@@ -125,14 +135,18 @@ def main() -> None:
         for batch in given.batch:
             if given.train:
                 took, held = train_step(preset, batch, given.checkpoint)
+                out[f"{preset} batch {batch}"] = {"train_step_s": took, "peak_mib": held}
                 print(f"{preset:<8}{batch:>6}   training step {took:.2f} s, peak {held:.0f} MiB", flush=True)
                 continue
             got = measure(build(preset).to(kind).eval(), batch, given.rows, given.plain_steps, given.rounds)
+            out[f"{preset} batch {batch}"] = {**got, "peak_mib": peak()}
             print(
                 f"{preset:<8}{batch:>6}{got['step'] * 1000:>9.0f} ms{got['plain']:>8.1f} s{got['cached']:>8.2f} s"
                 f"{got['ratio']:>8.0f}{got['error']:>13.1e}{peak():>6.0f} MiB",
                 flush=True,
             )
+    if given.json:
+        given.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -253,8 +253,8 @@ def _pclucas14(folder: Path, small: bool) -> tuple[Any, Any]:
     return module, network
 
 
-# The VAE row of cqf, and vae, against pythae. Widths: see above. condgen's bound is that of 8-bit pixels (dequantised, or
-# by intervals of logistics), pythae's is up to a constant that of a normal law of variance 1.
+# The VAE row of cqf, and vae, against pythae. Widths: see above. condgen's bound is that of 8-bit pixels (dequantised,
+# or by intervals of logistics), pythae's is up to a constant that of a normal law of variance 1.
 
 
 def variational(kind: type[Cqf] | type[Vae], iaf: bool) -> Callable[[bool], System]:

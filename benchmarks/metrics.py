@@ -1,18 +1,21 @@
 """What FID costs beside its network: the trace of the root, and the statistics, against the ways of other tools.
 
-    python benchmarks/metrics.py [--dim 2048] [--rows 5000] [--rounds 3] [--memory]
+    python benchmarks/metrics.py [--dim 2048] [--rows 5000] [--rounds 3] [--memory] [--json FILE]
 
 Rounds alternate; medians and ratios to the slowest are printed, with the largest relative difference of the values.
---memory also prints the peak of precision, recall, density and coverage of 50,000 x 2,048 features (minutes).
+--memory prints instead what statistics and distance, and precision, recall, density and coverage, of 50,000 x 2,048
+features take beside the features: seconds and peak (Linux; 6 to 15 minutes on two cores).
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,7 +71,8 @@ def collectors(rows: Tensor) -> dict[str, Callable[[], float]]:
     }
 
 
-def compare(title: str, ways: Mapping[str, Callable[[], float]], rounds: int, rows: int = 0) -> None:
+def compare(title: str, ways: Mapping[str, Callable[[], float]], rounds: int, rows: int = 0) -> dict[str, object]:
+    """Prints and returns the median seconds of each way, in alternating rounds, and how far its value is from ours."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     values: dict[str, float] = {}
     for _ in range(rounds):
@@ -78,12 +82,45 @@ def compare(title: str, ways: Mapping[str, Callable[[], float]], rounds: int, ro
             seconds[name].append(time.perf_counter() - began)
     slowest = max(statistics.median(s) for s in seconds.values())
     truth = values["condgen"]
+    out: dict[str, object] = {}
     print(f"\n{title}")
     for name, taken in seconds.items():
         middle = statistics.median(taken)
         speed = f", {rows / middle:,.0f} rows/s" if rows else ""
         off = abs(values[name] - truth) / abs(truth)
-        print(f"  {name:<30} {middle:8.3f} s  {slowest / middle:6.1f}x  differs by {off:.1e}{speed}")
+        out[name] = {"seconds": middle, "differs_by": off}
+        print(f"  {name:<30} {middle:8.3f} s  {slowest / middle:6.1f}x  differs by {off:.1e}{speed}", flush=True)
+    return out
+
+
+def held(which: str) -> float:
+    """MiB that this process holds now (VmRSS) or has held at most since `forget_peak` (VmHWM)."""
+    found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def memory(count: int, dim: int) -> dict[str, object]:
+    """Seconds and MiB above the features of what is computed in blocks."""
+    real, fake = features(count, dim, 1), features(count, dim, 2)
+    ways: dict[str, Callable[[], object]] = {
+        "statistics and Frechet distance": lambda: frechet_distance(gaussian_of(real), gaussian_of(fake)),
+        "precision, recall, density, coverage": lambda: manifold(real, fake),
+    }
+    out: dict[str, object] = {}
+    for name, way in ways.items():
+        before = held("VmRSS")
+        forget_peak()
+        began = time.perf_counter()
+        value = way()
+        took, gained = time.perf_counter() - began, held("VmHWM") - before
+        out[name] = {"seconds": took, "mib_above_features": gained}
+        print(f"  {name}: {took:.0f} s, {gained:.0f} MiB above {before:.0f} MiB; {value}", flush=True)
+    return out
 
 
 def main() -> None:
@@ -92,23 +129,32 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory-rows", type=int, default=50_000)
+    parser.add_argument("--threads", type=int, help="torch's threads; the default is torch's")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
-    one, two = features(given.rows, given.dim, 1), features(given.rows, given.dim, 2) * 1.1
-    full = [gaussian_of(x) for x in (one, two)]
-    compare(f"Frechet distance, {given.dim} dimensions", traces(full[0], full[1]), given.rounds)
-    few = max(3, given.dim // 2)
-    singular = [gaussian_of(x[:few]) for x in (one, two)]
-    compare(f"the same, singular: {few} rows", traces(singular[0], singular[1]), given.rounds)
-    compare(f"statistics of {given.rows} x {given.dim}", collectors(one), given.rounds, given.rows)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    found: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dim": given.dim}
     if given.memory:
-        real, fake = features(50_000, 2048, 1), features(50_000, 2048, 2)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began = time.perf_counter()
-        print(f"\n{manifold(real, fake)}")
-        gained = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-        print(
-            f"  50,000 x 2,048 against as many: {time.perf_counter() - began:.0f} s, {gained:.2f} GB above the features"
-        )
+        print(f"{given.memory_rows:,} x {given.dim} against as many")
+        found |= {"rows": given.memory_rows, **memory(given.memory_rows, given.dim)}
+    else:
+        found |= {"rows": given.rows, "rounds": given.rounds, **speeds(given.rows, given.dim, given.rounds)}
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def speeds(count: int, dim: int, rounds: int) -> dict[str, object]:
+    one, two = features(count, dim, 1), features(count, dim, 2) * 1.1
+    full = [gaussian_of(x) for x in (one, two)]
+    out: dict[str, object] = {}
+    out["distance"] = compare(f"Frechet distance, {dim} dimensions", traces(full[0], full[1]), rounds)
+    few = max(3, dim // 2)
+    singular = [gaussian_of(x[:few]) for x in (one, two)]
+    out["singular"] = compare(f"the same, singular: {few} rows", traces(singular[0], singular[1]), rounds)
+    out["statistics"] = compare(f"statistics of {count} x {dim}", collectors(one), rounds, count)
+    return out
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def manifold(real: Tensor, fake: Tensor, *, k: int = K_PRECISION, k_density: int
 
     Raises DataError where a set has no k-th neighbour.
     """
-    real_k, fake_k, real_d = radii(real, k), radii(fake, k), radii(real, k_density)
+    real_k, real_d = radii(real, k, k_density)
+    (fake_k,) = radii(fake, k)
     precise = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
     inside = 0

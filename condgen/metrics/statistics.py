@@ -22,7 +22,8 @@ class Gaussian:
 
 
 class FeatureStatistics:
-    """Running sums around a fixed point, the mean of the first block: sum of (x - p) and of (x - p)(x - p)^T.
+    """Running sums around a fixed point, the mean of the first block: sum of (x - p) and, below the diagonal, of
+    (x - p)(x - p)^T.
 
     `add` takes features (N, d) of any floating type; `merge` joins what another process has seen; `gaussian`
     reads the result. Everything is float64, so only float64 rounding depends on the batching, and the point keeps a
@@ -41,17 +42,19 @@ class FeatureStatistics:
             )
         for block in features.detach().split(BLOCK):
             rows = to_float64(block)
-            if not bool(torch.isfinite(rows).all()):
-                raise DataError("the features hold NaN or inf; check the pictures and the extractor")
             if not len(rows):
                 continue
-            if self.count == 0:
-                self._begin(rows.mean(0))
-            if rows.shape[1] != len(self.point):
+            if self.count and rows.shape[1] != len(self.point):
                 raise ShapeError(f"features of width {rows.shape[1]} cannot join features of width {len(self.point)}")
-            centred = rows.to(self.point.device) - self.point
-            self.total += centred.sum(0)
-            self.scatter += _gram(centred)
+            point = self.point if self.count else rows.mean(0)
+            centred = rows.to(point.device) - point
+            total = centred.sum(0)
+            if not bool(torch.isfinite(total).all()):  # one NaN or inf is enough for that
+                raise DataError("the features hold NaN or inf; check the pictures and the extractor")
+            if self.count == 0:
+                self._begin(point)
+            self.total += total
+            _add_products(self.scatter, centred)
             self.count += len(rows)
         return self
 
@@ -79,7 +82,8 @@ class FeatureStatistics:
         """Raises DataError below two feature vectors."""
         if self.count < 2:
             raise DataError(f"a covariance needs at least 2 feature vectors; got {self.count}")
-        covariance = (self.scatter - torch.outer(self.total, self.total) / self.count) / (self.count - 1)
+        scatter = self.scatter.tril() + self.scatter.tril(-1).T
+        covariance = (scatter - torch.outer(self.total, self.total) / self.count) / (self.count - 1)
         return Gaussian(self.point + self.total / self.count, covariance, self.count)
 
 
@@ -88,12 +92,20 @@ def gaussian_of(features: Tensor) -> Gaussian:
     return FeatureStatistics().add(features).gaussian()
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """rows^T rows; on the CPU by numpy, which sees that it is symmetric and works out one half."""
-    if rows.device.type != "cpu":
-        return rows.T @ rows
-    held = rows.numpy()
-    return torch.from_numpy(held.T @ held)
+def _add_products(lower: Tensor, rows: Tensor) -> None:
+    """Adds rows^T rows to the lower triangle, in place; above the diagonal stands anything.
+
+    A quarter is left out; of the two quarters on the diagonal numpy, which is used on the CPU, sees that they are
+    symmetric and works out one half.
+    """
+    half = (len(lower) + 1) // 2
+    first, second = slice(half), slice(half, None)
+    for down, across in ((first, first), (second, first), (second, second)):
+        if rows.device.type == "cpu":
+            held = rows.numpy()
+            lower[down, across] += torch.from_numpy(held[:, down].T @ held[:, across])
+        else:
+            lower[down, across] += rows[:, down].T @ rows[:, across]
 
 
 def to_float64(values: Tensor) -> Tensor:

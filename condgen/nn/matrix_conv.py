@@ -47,14 +47,14 @@ def patches_of(x: Tensor, window: Window) -> Tensor:
 
 def pixels_of(patches: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     """(B, *positions, *kernel, C) -> (B, C, *size), overlapping patches added, in single precision or better."""
-    axes = len(window.kernel)
-    batch, count, channels = patches.shape[0], patches.shape[1 : 1 + axes], patches.shape[-1]
+    batch, count, channels = patches.shape[0], patches.shape[1 : 1 + len(window.kernel)], patches.shape[-1]
     padded = [n + 2 * p for n, p in zip(size, window.padding, strict=True)]
     exact = torch.float64 if patches.dtype == torch.float64 else torch.float32
     total = patches.new_zeros(batch, *padded, channels, dtype=exact)
     for tap in itertools.product(*map(range, window.kernel)):
         place = [slice(t, t + s * (n - 1) + 1, s) for t, s, n in zip(tap, window.stride, count, strict=True)]
-        total[(slice(None), *place)] += patches[(slice(None), *(slice(None) for _ in range(axes)), *tap)]
+        at: tuple[Any, ...] = (..., *tap, slice(None))
+        total[(slice(None), *place)] += patches[at]
     inner = [slice(p, p + n) for p, n in zip(window.padding, size, strict=True)]
     return total[(slice(None), *inner)].to(patches.dtype).contiguous().movedim(-1, 1)
 

@@ -80,9 +80,10 @@ class Moving(nn.Module):
         body, head = self.body(code), self.foreground
         if self.mask is None:
             return torch.tanh(head(body)), None
+        assert head.bias is not None and self.mask.bias is not None
         # one convolution of both, which reads the body once; then channel by channel, as colours share the mask
         weight, bias = torch.cat([head.weight, self.mask.weight], 1), torch.cat([head.bias, self.mask.bias])
-        both = F.conv_transpose3d(body, weight, bias, head.stride, head.padding).contiguous()
+        both = F.conv_transpose3d(body, weight, bias, head.stride, padding=1).contiguous()
         foreground, mask = both.split([head.out_channels, 1], 1)
         return torch.tanh(foreground), torch.sigmoid(mask)
 
