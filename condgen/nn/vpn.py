@@ -95,9 +95,21 @@ def laid_out(x: Tensor, network: nn.Module) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if inside else torch.contiguous_format)
 
 
+class DilatedConv2d(nn.Conv2d):
+    """In single precision on CPUs where channels are no multiple of 16: there the gradient of a dilated bf16 kernel,
+    for maps of 32 columns or more, holds memory that oneDNN (torch 2.15) never wrote, as large as it happens to be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.in_channels % 16 and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
 def convolution(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     """A convolution that sees all around it, kept at unit gain."""
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
+    chosen = nn.Conv2d if dilation == 1 else DilatedConv2d
+    conv = chosen(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
     nn.init.normal_(conv.weight, std=(inputs * kernel**2) ** -0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

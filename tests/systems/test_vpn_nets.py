@@ -1,6 +1,9 @@
 """Video pixel networks: who sees whom by gradient, published sizes, and the same network pixel by pixel."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -195,3 +198,25 @@ def test_the_context_enters_every_gate_of_every_masked_unit():
         assert len(units) == (4 if decoder == "masked" else 8)
         for unit in units:
             assert isinstance(unit.told, ConditionBias) and unit.told.map.shape[:2] == (48, 3)
+
+
+DIRTY = """
+import torch
+from condgen.nn.vpn import convolution
+torch.manual_seed(0)
+conv = convolution(24, 48, 3, dilation=2).to(memory_format=torch.channels_last)
+x = torch.randn(2, 24, 32, 32).contiguous(memory_format=torch.channels_last)
+exact, = torch.autograd.grad(conv(x).sum(), conv.weight)
+for _ in range(8):
+    for size in range(10, 22):
+        torch.full((2**size,), 1e30)  # freed at once: what the next allocation finds
+    with torch.autocast("cpu", torch.bfloat16):
+        found, = torch.autograd.grad(conv(x).sum(), conv.weight)
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+"""
+
+
+def test_a_dilated_gradient_in_bf16_holds_nothing_that_lay_in_memory():
+    """In a process of its own, whose memory is filled with large numbers before it is used and after."""
+    environment = {**os.environ, "MALLOC_PERTURB_": "143", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", DIRTY], check=True, env=environment, timeout=120)
