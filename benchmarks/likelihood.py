@@ -7,8 +7,9 @@ Both train the same network size on the same random 8-bit pictures of 32 px. Sid
 ratio is the median of the ratios of each round, so that a change of the machine's speed hits all alike. `fp32` differs
 from the public step by the code alone (and by fused Adam); `bf16` is train.precision=bf16: autocast, channels last.
 Where weights can be copied, the largest difference of the log-likelihood under equal weights is printed as well.
-Parameters and FLOPs of both are printed (of convolutions and matrix products, by torch's counter): cqf and vae have
-other layers than pythae's networks, at the nearest width that asks for no fewer FLOPs, so GFLOP/s say more than images.
+Parameters and FLOPs of both are printed (of convolutions and matrix products, by torch's counter). cqf, vae and their
+kin with IAF are measured against pythae's VAE around the same layers (it takes any); `cqf_cifar` and `vae_cifar` against
+its own networks, other layers at the nearest width that asks for no fewer FLOPs: there GFLOP/s say more than images.
 """
 
 from __future__ import annotations
@@ -253,13 +254,14 @@ def _pclucas14(folder: Path, small: bool) -> tuple[Any, Any]:
     return module, network
 
 
-# The VAE row of cqf, and vae, against pythae. Widths: see above. condgen's bound is that of 8-bit pixels (dequantised,
-# or by intervals of logistics), pythae's is up to a constant that of a normal law of variance 1.
+# The VAE row of cqf, and vae, against pythae. condgen's bound is that of 8-bit pixels (dequantised, or by intervals of
+# logistics), pythae's is up to a constant that of a normal law of variance 1.
+WIDTH, CIFAR_WIDTH = 64, 160  # of the preset "paper"; as many FLOPs as pythae's networks for CIFAR-10
 
 
-def variational(kind: type[Cqf] | type[Vae], iaf: bool) -> Callable[[bool], System]:
+def variational(kind: type[Cqf] | type[Vae], iaf: bool, width: int = WIDTH) -> Callable[[bool], System]:
     def make(small: bool) -> System:
-        options: dict[str, Any] = {"width": 8 if small else 160, "latent_dim": public_pythae.LATENT}
+        options: dict[str, Any] = {"width": 8 if small else width, "latent_dim": public_pythae.LATENT}
         flow = {"iaf_steps": public_pythae.IAF_STEPS, "iaf_layers": public_pythae.IAF_LAYERS}
         flow["iaf_width"] = public_pythae.IAF_WIDTH
         if kind is Cqf:
@@ -271,9 +273,20 @@ def variational(kind: type[Cqf] | type[Vae], iaf: bool) -> Callable[[bool], Syst
     return make
 
 
-def public_variational(iaf: bool) -> Callable[[Path, Tensor, bool], Side]:
+def public_variational(kind: type[Cqf] | type[Vae] | None, iaf: bool) -> Callable[[Path, Tensor, bool], Side]:
+    """pythae around the networks of `kind`, or its own where it is None."""
+
     def made(folder: Path, pixels: Tensor, small: bool) -> Side:
-        network = public_pythae.load(folder, iaf=iaf)
+        networks: dict[str, Any] = {}
+        if kind is not None:
+            system: Any = variational(kind, False)(small)
+            encoder, decoder = (
+                (system.encoder.net, system.decoder.net)
+                if kind is Cqf
+                else (system.model.encoder, system.model.decoder)
+            )
+            networks = {"encoder": encoder, "decoder": decoder}
+        network = public_pythae.load(folder, iaf=iaf, **networks)
         adam = torch.optim.Adam(network.parameters(), lr=1e-3)
         unit = pixels.float() / 255
 
@@ -296,10 +309,12 @@ def public_variational(iaf: bool) -> Callable[[Path, Tensor, bool], Side]:
 SECTIONS: Mapping[str, Section] = {
     "realnvp": Section("chrischute/real-nvp", real_nvp, public_real_nvp, real_nvp_difference, clip=100.0),
     "pixelcnn": Section("pclucas14/pixel-cnn-pp", pixelcnnpp, public_side_pixelcnnpp, pixelcnnpp_difference),
-    "cqf": Section("pythae VAE", variational(Cqf, False), public_variational(False)),
-    "cqf_iaf": Section("pythae VAE_IAF", variational(Cqf, True), public_variational(True)),
-    "vae": Section("pythae VAE", variational(Vae, False), public_variational(False)),
-    "vae_iaf": Section("pythae VAE_IAF", variational(Vae, True), public_variational(True)),
+    "cqf": Section("pythae VAE, same layers", variational(Cqf, False), public_variational(Cqf, False)),
+    "cqf_iaf": Section("pythae VAE_IAF, same layers", variational(Cqf, True), public_variational(Cqf, True)),
+    "cqf_cifar": Section("pythae VAE", variational(Cqf, False, CIFAR_WIDTH), public_variational(None, False)),
+    "vae": Section("pythae VAE, same layers", variational(Vae, False), public_variational(Vae, False)),
+    "vae_iaf": Section("pythae VAE_IAF, same layers", variational(Vae, True), public_variational(Vae, True)),
+    "vae_cifar": Section("pythae VAE", variational(Vae, False, CIFAR_WIDTH), public_variational(None, False)),
 }
 
 
