@@ -8,7 +8,7 @@ ratio is the median of the ratios of each round, so that a change of the machine
 from the public step by the code alone (and by fused Adam); `bf16` is train.precision=bf16: autocast, channels last.
 Where weights can be copied, the largest difference of the log-likelihood under equal weights is printed as well.
 Parameters and FLOPs of both are printed (of convolutions and matrix products, by torch's counter). cqf, vae and their
-kin with IAF are measured against pythae's VAE around the same layers (it takes any); `cqf_cifar` and `vae_cifar` against
+kin with IAF run against pythae's VAE around the same layers (it takes any); `cqf_cifar` and `vae_cifar` against
 its own networks, other layers at the nearest width that asks for no fewer FLOPs: there GFLOP/s say more than images.
 """
 

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from condgen.nn.causal import CausalConv2d
 
+FEWEST_ROWS = 4  # products of fewer rows gain nothing from a matrix put in order
+PACKED = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+)
+
 
 class Steps(Protocol):
     """A network that gives parameters pixel by pixel. Order of the calls: for each row start_row, then for each
@@ -79,6 +84,26 @@ def strips(row: Tensor, columns: int, taps: int, stride: int = 1) -> Tensor:
     return row.as_strided((batch, columns, taps * channels), steps, row.storage_offset())
 
 
+class Product:
+    """base + x @ matrix, again and again with the same matrix (K, N): `rows` rows of x each time.
+
+    On a CPU in float32 the matrix is put once into the order that oneDNN reads, through the operators that torch's own
+    compiler uses: twice as fast for 16 rows. For a single row, in float64 and elsewhere it is torch.addmm.
+    """
+
+    def __init__(self, matrix: Tensor, rows: int) -> None:
+        self.matrix, self.packed = matrix, None
+        if rows >= FEWEST_ROWS and matrix.device.type == "cpu" and matrix.dtype == torch.float32 and PACKED:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), rows)
+
+    def __call__(self, base: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """base (rows, N), x (rows, K), in `out` if given."""
+        if self.packed is None:
+            return torch.addmm(base, x, self.matrix, out=out)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, base, self.packed, None, "add")
+        return found if out is None else out.copy_(found)
+
+
 class RowConv:
     """A convolution over complete rows: weight (O, I, kh, kw), the last of its kh rows being the newest one."""
 
@@ -88,7 +113,8 @@ class RowConv:
         outputs, inputs, height, taps = weight.shape
         self.width, self.left, self.columns = width, left, width // stride
         self.taps = [
-            weight[:, :, y].permute(2, 1, 0).reshape(taps * inputs, outputs).contiguous() for y in range(height)
+            Product(weight[:, :, y].permute(2, 1, 0).reshape(taps * inputs, outputs).contiguous(), rows * self.columns)
+            for y in range(height)
         ]
         self.bias = bias if bias is not None else weight.new_zeros(outputs)
         self.held = [weight.new_zeros(rows, left + width + right, inputs) for _ in range(height)]
@@ -105,7 +131,7 @@ class RowConv:
         batch, columns, _ = self.windows[0].shape
         total = self.bias.expand(batch * columns, -1)
         for window, taps in zip(self.windows, self.taps, strict=True):
-            total = torch.addmm(total, window.reshape(batch * columns, -1), taps)
+            total = taps(total, window.reshape(batch * columns, -1))
         return total.view(batch, columns, -1)
 
 
@@ -140,7 +166,8 @@ class LineConv:
         above, padded = height - 1, taps + width - 1
         self.bias = bias if bias is not None else weight.new_zeros(outputs)
         self.taps = [
-            weight[:, :, y].permute(2, 1, 0).reshape(taps * inputs, outputs).contiguous() for y in range(above)
+            Product(weight[:, :, y].permute(2, 1, 0).reshape(taps * inputs, outputs).contiguous(), rows * self.columns)
+            for y in range(above)
         ]
         self.line = weight.new_zeros(rows, padded, inputs)
         # the rows above; the last of them is the line itself, until it is filled anew
@@ -150,7 +177,7 @@ class LineConv:
         flat, part, share = self.line.view(rows, -1), inputs // colours, outputs // colours
         own = weight[:, :, above, : left + 1].permute(2, 1, 0).reshape((left + 1) * inputs, outputs)
         known = [left * inputs + part * (k + (kind == "B")) for k in range(colours)]
-        self.matrices = [own[:n, k * share : (k + 1) * share].contiguous() for k, n in enumerate(known)]
+        self.products = [Product(own[:n, k * share : (k + 1) * share].contiguous(), rows) for k, n in enumerate(known)]
         starts = [c * stride * inputs for c in range(self.columns)]
         self.window = [[flat[:, s : s + n] for s in starts] for n in known]
         self.bases = [
@@ -171,13 +198,13 @@ class LineConv:
         self.base.copy_(self.bias if extra is None else self.bias + extra)
         flat = self.base.view(-1, self.outputs)
         for window, taps in zip(self.windows, self.taps, strict=True):
-            flat.addmm_(window.reshape(len(flat), -1), taps)
+            taps(flat, window.reshape(len(flat), -1), flat)
         for older, newer in zip(self.held, self.held[1:], strict=False):
             older.copy_(newer)
 
     def pixel(self, column: int, colour: int = 0, out: Tensor | None = None) -> Tensor:
         """(B, O / colours) of one colour, from what has been written; in `out`, if given."""
-        return torch.addmm(self.bases[colour][column], self.window[colour][column], self.matrices[colour], out=out)
+        return self.products[colour](self.bases[colour][column], self.window[colour][column], out)
 
 
 def rows_of(value: Tensor | None, row: int) -> Tensor | None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condgen.nn.incremental import LineConv, RowConv, rows_of
+from condgen.nn.incremental import LineConv, Product, RowConv, rows_of
 from condgen.nn.pixelcnnpp import ColourHead, GatedResnet, PixelCnnPp
 from condgen.nn.weight_norm import WeightNormConv2d
 
@@ -67,7 +67,7 @@ class PixelBlock:
         # of a = (u, skip): what u gives is known for the whole row, what the other gives only at its pixel
         weight = block.skip.folded().flatten(1).unflatten(1, (2, -1, features))  # (F, elu of + and -, u and skip, F)
         self.from_u = weight[:, :, 0].flatten(1)
-        self.from_skip = weight[:, :, 1].flatten(1).t().contiguous() if weight.shape[2] > 1 else None
+        self.from_skip = Product(weight[:, :, 1].flatten(1).t().contiguous(), rows) if weight.shape[2] > 1 else None
         self.skip_bias, self.told = block.skip.b, told
         self.before, self.between = (block.conv_in.b.new_zeros(rows, 2 * features) for _ in range(2))
         self.x, self.minus_x = self.before.split(features, 1)
@@ -75,7 +75,7 @@ class PixelBlock:
         self.write_in, self.write_out = self.conv_in.write[0], self.conv_out.write[0]
         self.base_in, self.base_out = self.conv_in.bases[0], self.conv_out.bases[0]
         self.window_in, self.window_out = self.conv_in.window[0], self.conv_out.window[0]
-        self.matrix_in, self.matrix_out = self.conv_in.matrices[0], self.conv_out.matrices[0]
+        self.product_in, self.product_out = self.conv_in.products[0], self.conv_out.products[0]
         self.into = self.x
 
     def start_row(self, u: Tensor, at: int) -> None:
@@ -85,12 +85,12 @@ class PixelBlock:
     def pixel(self, c: int, skip: Tensor | None) -> None:
         torch.neg(self.x, out=self.minus_x)
         elu_into(self.before, 1.0, 1.0, 1.0, out=self.write_in[c])
-        torch.addmm(self.base_in[c], self.window_in[c], self.matrix_in, out=self.y)
-        if skip is not None:
-            self.y.addmm_(skip, self.from_skip)
+        self.product_in(self.base_in[c], self.window_in[c], self.y)
+        if skip is not None and self.from_skip is not None:
+            self.from_skip(self.y, skip, self.y)
         torch.neg(self.y, out=self.minus_y)
         elu_into(self.between, 1.0, 1.0, 1.0, out=self.write_out[c])
-        change = torch.addmm(self.base_out[c], self.window_out[c], self.matrix_out)
+        change = self.product_out(self.base_out[c], self.window_out[c])
         torch.add(self.x, F.glu(change, 1), out=self.into)
 
 

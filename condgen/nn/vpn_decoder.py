@@ -199,7 +199,7 @@ class LineBlock:
     def pixel(self, x: Tensor, column: int, colour: int) -> Tensor:
         h = self.first.slot[colour][column]
         if self.one_colour:  # nothing else is seen of the pixel, so nothing needs to be kept
-            torch.addmm(self.narrow.bases[0][column], x, self.narrow.matrices[0], out=h)
+            self.narrow.products[0](self.narrow.bases[0][column], x, h)
         else:
             self.narrow.write[colour][column].copy_(x)
             self.narrow.pixel(column, colour, out=h)
