@@ -18,7 +18,7 @@ from torch import Tensor
 
 from condgen.nn.causal import CausalConv2d
 
-FEWEST_ROWS = 4  # products of fewer rows gain nothing from a matrix put in order
+LARGE = 1 << 22  # multiplications from which a matrix put in order gains more than its call costs
 PACKED = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
 )
@@ -88,12 +88,13 @@ class Product:
     """base + x @ matrix, again and again with the same matrix (K, N): `rows` rows of x each time.
 
     On a CPU in float32 the matrix is put once into the order that oneDNN reads, through the operators that torch's own
-    compiler uses: twice as fast for 16 rows. For a single row, in float64 and elsewhere it is torch.addmm.
+    compiler uses: up to twice as fast. Small products, float64 and other devices go through torch.addmm.
     """
 
     def __init__(self, matrix: Tensor, rows: int) -> None:
         self.matrix, self.packed = matrix, None
-        if rows >= FEWEST_ROWS and matrix.device.type == "cpu" and matrix.dtype == torch.float32 and PACKED:
+        large = rows * matrix.numel() >= LARGE
+        if PACKED and large and matrix.device.type == "cpu" and matrix.dtype == torch.float32:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), rows)
 
     def __call__(self, base: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
