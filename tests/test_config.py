@@ -102,14 +102,17 @@ def test_explain_names_the_file() -> None:
 
 
 def test_unknown_keys_at_any_depth_and_all_at_once() -> None:
-    text = problems("train.batch_sise=3", "systm.widht=3", "optim.regression.lrr=1", "train.lr=1", "steps=3")
-    assert text.startswith("5 problems")
+    text = problems(
+        "train.batch_sise=3", "systm.widht=3", "optim.regression.lrr=1", "train.lr=1", "steps=3", "train.workers=1"
+    )
+    assert text.startswith("6 problems")
     for given, meant in (
         ("train.batch_sise", "train.batch_size"),
         ("systm.widht", "system.width"),
         ("optim.regression.lrr", "optim.regression.lr"),
         ("train.lr", "optim.default.lr"),
         ("steps", "train.steps"),
+        ("train.workers", "data.workers"),
     ):
         assert f"unknown option {given!r} (command line). Did you mean {meant!r}?" in text
 

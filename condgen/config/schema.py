@@ -80,14 +80,14 @@ def options_of_call(call: Callable[..., Any], without: Sequence[str] = (), owner
 
 
 def suggest(given: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'train.steps'?" or "": a near name in the same section, the same name in another, a near one."""
+    """ " Did you mean 'train.steps'?" or "": the same name in another section, a near one here, then elsewhere."""
     known = list(dict.fromkeys(known))
     section, _, leaf = given.rpartition(".")
     leaves: dict[str, str] = {}
     for key in known:
         leaves.setdefault(key.rpartition(".")[2], key)
     siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    for names, cutoff in ((siblings, 0.6), (leaves, 1.0), (leaves, 0.7)):
+    for names, cutoff in ((leaves, 1.0), (siblings, 0.6), (leaves, 0.7)):
         close = difflib.get_close_matches(leaf, names, n=1, cutoff=cutoff)
         if close:
             return f" Did you mean {names[close[0]]!r}?"

@@ -135,6 +135,26 @@ def test_a_trained_critic_measures_the_distance_between_two_pictures():
     assert gap == pytest.approx(distance * (1 + distance / 20), rel=0.1)
 
 
+def test_a_trained_critic_measures_the_shift_of_a_gaussian():
+    """The Wasserstein distance of N(0, I) and N(shift, I) is d = |shift|, and the gap d (1 + d / 20) as above."""
+    torch.manual_seed(0)
+    shift = torch.tensor([3.0, -4.0, 0.0, 0.0]).view(1, 4, 1, 1)
+    critic = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU(),
+        torch.nn.Linear(64, 1),
+    )  # fmt: skip
+    optimizer, gaps = torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.0, 0.9)), []
+    for _ in range(400):
+        real, fake = torch.randn(256, 4, 1, 1) + shift, torch.randn(256, 4, 1, 1)
+        between = interpolates(real, fake, torch.rand(256))
+        gap = real_loss(critic(real), "wgan") + fake_loss(critic(fake), "wgan")
+        optimizer.zero_grad()
+        (gap + 10 * gradient_penalty(critic(between)[:, 0], between)).backward()
+        optimizer.step()
+        gaps.append(-gap.item())
+    assert sum(gaps[-50:]) / 50 == pytest.approx(5 * (1 + 5 / 20), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

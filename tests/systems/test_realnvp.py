@@ -241,3 +241,21 @@ def test_losses_stay_float32_under_autocast_and_close_to_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         narrow = system.nll_loss(data, StepRandom(0, rows=4))["loss"]
     assert narrow.dtype == torch.float32 and 0 < abs(float((narrow - exact).detach())) < 0.02
+
+
+@pytest.mark.slow
+def test_sixteen_pictures_of_noise_are_learned_by_heart():
+    """8 bits to begin with; under 2 at the end, on fresh dequantisation noise."""
+    system, data, steps = tiny(channels=1, width=32), Batch(pictures(16, channels=1)), 1500
+    optimizer = torch.optim.Adam(system.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        losses = system.nll_loss(data, StepRandom(step, rows=16))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(system.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        nats = -system.eval().log_prob(data.target, Condition(), random=RowRandom(7, range(16))).mean().item()
+    assert nats / 64 / math.log(2) < 2
