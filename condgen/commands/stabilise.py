@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from condgen.commands import arguments
 from condgen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from condgen.data._manifest import Row
@@ -33,8 +35,8 @@ examples:
   condgen train task=video data=clips data.root=clips
 
 Folders stay as they are: videos/beach/a.mp4 becomes clips/beach/a-000002.mp4, a-000035.mp4, ..., named by the frame
-that the clip starts at, and captions go along. A clip ends after --frames, with the video, where the camera has turned
-away, or where a frame cannot be matched; it is discarded then, or when it is short. The next clip starts after it.
+that the clip starts at; captions and actions go along. A clip ends after --frames, with the video, where the camera has
+turned away, or where a frame cannot be matched; it is discarded then, or when it is short. The next starts after it.
 Nothing is replaced: started again, the command goes on where it stopped. OUT/stabilise.jsonl says of each video which
 clips came of it, how far the camera moved, and why others were discarded. A video that cannot be read or gives no clip
 is reported, the rest goes on, and the exit code is 3. Clips of one video look alike: divide videos into train/ and
@@ -186,6 +188,7 @@ def _identity(source: Source) -> list[int]:
 def _one(source: Source, out: Path, options: StabiliseOptions, given: Any) -> dict[str, Any]:
     """Writes the clips of one video and returns its line of the journal."""
     from condgen.data import video
+    from condgen.data._actions import rows_of
 
     record: dict[str, Any] = {"source": source.name, "file": _identity(source), "clips": [], "discarded": [],
                               "moved": [], "problem": ""}  # fmt: skip
@@ -201,7 +204,9 @@ def _one(source: Source, out: Path, options: StabiliseOptions, given: Any) -> di
             record["clips"].append(target.relative_to(out).as_posix())
             if made is not None:
                 record["moved"].append(round(made.camera_moved(), 1))
-                _write(target, made.frames, source.row, min(fps, 50.0 if given.format == "gif" else 240.0), given)
+                actions = rows_of(source.row.path, source.clip, start, len(made.frames))
+                fps = min(fps, 50.0 if given.format == "gif" else 240.0)
+                _write(target, made.frames, source.row, actions, fps, given)
     except DataError as error:
         record["problem"] = str(error)
     except OSError as error:
@@ -234,13 +239,24 @@ def _clips(
         at += length
 
 
-def _write(target: Path, frames: Sequence[Tensor], row: Row, fps: float, given: Any) -> None:
+def _write(
+    target: Path, frames: Sequence[Tensor], row: Row, actions: np.ndarray | None, fps: float, given: Any
+) -> None:
+    """The clip last: it is there only with what belongs to it."""
+    import numpy as np
+
+    from condgen.data._actions import SUFFIX
     from condgen.disk import replace_file
     from condgen.show.clips import write_clip, write_column
 
     target.parent.mkdir(parents=True, exist_ok=True)
     if row.captions:
         replace_file(target.with_suffix(".txt"), ("\n".join(row.captions) + "\n").encode())
+    if actions is not None:
+        name = target.name if given.format == "png" else target.stem
+        held = io.BytesIO()
+        np.save(held, actions, allow_pickle=False)
+        replace_file(target.with_name(name + SUFFIX), held.getvalue())
     if given.format == "jpeg":
         write_column(target, frames)
     else:

@@ -32,18 +32,34 @@ def width_of(clips: Sequence[Path]) -> int:
 
 def read_actions(clip: Path, number: int, picks: Sequence[int], *, frames: int, width: int) -> Tensor:
     """float32 (len(picks), A) of these frames. Raises DataError for a file that does not fit its clip."""
-    file = beside(clip)
-    held = _opened(file)
-    if held.ndim == 3:
-        if number >= held.shape[1]:
-            raise DataError(f"{file.name} has actions of {held.shape[1]} clips; there is a clip number {number}")
-        held = held[:, number]
+    file, held = beside(clip), _of_clip(clip, number)
     if held.shape != (frames, width):
         raise DataError(f"{file.name} has shape {held.shape}; its clip needs ({frames}, {width}): a row for each frame")
     taken = np.ascontiguousarray(held[list(picks)], dtype=np.float32)
     if not np.isfinite(taken).all():
         raise DataError(f"{file.name} holds NaN or inf")
     return torch.from_numpy(taken)
+
+
+def rows_of(clip: Path, number: int, start: int, count: int) -> np.ndarray | None:
+    """(count, A) from frame `start` on, as they lie in the file; None where there is none. Raises DataError."""
+    if not beside(clip).exists():
+        return None
+    held = _of_clip(clip, number)
+    if start + count > len(held):
+        raise DataError(f"{beside(clip).name} has {len(held)} rows; its clip has {start + count} frames or more")
+    return np.array(held[start : start + count])
+
+
+def _of_clip(clip: Path, number: int) -> np.ndarray:
+    """(frames, A) of one clip of the file."""
+    file = beside(clip)
+    held = _opened(file)
+    if held.ndim == 2:
+        return held
+    if number >= held.shape[1]:
+        raise DataError(f"{file.name} has actions of {held.shape[1]} clips; there is a clip number {number}")
+    return held[:, number]
 
 
 def _opened(file: Path) -> np.ndarray:

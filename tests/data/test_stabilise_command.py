@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,21 @@ def test_every_form_is_read_by_clips(tmp_path, form):
     exact = walk(5)[1, :, 0:64, 4:68].float()
     near = F.interpolate(exact[None], size=(32, 32), mode="bilinear", antialias=True)[0]
     assert (shown[0] - near).abs().mean() < (1 if form == "png" else 12)
+
+
+@pytest.mark.parametrize("form", ["avi", "png"])
+def test_each_clip_takes_the_actions_of_its_frames(tmp_path, capsys, form):
+    root, told = tmp_path / "in", np.arange(20, dtype=np.float32).reshape(10, 2)
+    write_clip(root / "a.avi", walk(10))
+    np.save(root / "a.actions.npy", told)
+    write_clip(root / "few.avi", walk(5))
+    np.save(root / "few.actions.npy", told[:4])
+    assert run(root, tmp_path / "out", "--format", form) == 3
+    assert "few.actions.npy has 4 rows; its clip has 5 frames or more" in capsys.readouterr().err
+    data = Clips(root=str(tmp_path / "out"), size=32, split="all", past=2, frames=2, window="first", actions="past")
+    assert len(data) == 2
+    for row, start in enumerate((1, 5)):
+        np.testing.assert_array_equal(data.sample(row, None).actions, told[start : start + 2])
 
 
 def test_one_video_and_one_folder_of_frames(tmp_path):
