@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condgen.errors import ConfigError
-
-LAST = 4  # side of the last feature map
+from condgen.nn.image_tower import LAST, halvings, resize
 
 
 class ClipTower(nn.Module):
@@ -21,13 +16,10 @@ class ClipTower(nn.Module):
 
     def __init__(self, *, channels: int, dim: int, width: int = 16, size: int = 32, dropout: float = 0.0) -> None:
         super().__init__()
-        stages = math.log2(size / LAST) if size > 0 else 0
-        if stages < 1 or stages != int(stages):
-            raise ConfigError(f"a clip tower of size {size} is not possible; give 8, 16, 32, 64, 128 ...")
         self.size = size
         layers: list[nn.Module] = []
         now = channels
-        for stage in range(int(stages)):
+        for stage in range(halvings(size)):
             out = width * min(2**stage, 4)
             stride = (2 if stage == 1 else 1, 2, 2)
             layers += [
@@ -39,10 +31,7 @@ class ClipTower(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """What the last linear layer sees, (B, d)."""
-        frames = clips.flatten(0, 1)
-        if frames.shape[-2:] != (self.size, self.size):
-            size = (self.size, self.size)
-            frames = F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
+        frames = resize(clips.flatten(0, 1), self.size)
         found: Tensor = self.convolutions(frames.unflatten(0, clips.shape[:2]).transpose(1, 2))
         return found.mean(2).flatten(1)
 

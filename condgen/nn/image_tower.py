@@ -21,13 +21,10 @@ class ImageTower(nn.Module):
 
     def __init__(self, *, channels: int, dim: int, width: int = 32, size: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
-        stages = math.log2(size / LAST) if size > 0 else 0
-        if stages < 1 or stages != int(stages):
-            raise ConfigError(f"an image tower of size {size} is not possible; give 8, 16, 32, 64, 128 ...")
         self.size = size
         layers: list[nn.Module] = []
         now = channels
-        for stage in range(int(stages)):
+        for stage in range(halvings(size)):
             out = width * min(2**stage, 8)
             layers += [nn.Conv2d(now, out, 4, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             now = out
@@ -44,6 +41,14 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.convolutions(resize(images, self.size)))
+
+
+def halvings(size: int) -> int:
+    """How often a square of `size` pixels is halved until 4 are left. Raises ConfigError."""
+    count = math.log2(size / LAST) if size > 0 else 0
+    if count < 1 or count != int(count):
+        raise ConfigError(f"a tower of size {size} is not possible; give 8, 16, 32, 64, 128 ...")
+    return int(count)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

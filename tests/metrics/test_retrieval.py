@@ -182,7 +182,7 @@ def test_unusable_data_and_encoders_are_refused():
     assert images.shape == (15, 3, 8, 8) and images.dtype == torch.uint8 and len(captions) == 15
     with pytest.raises(ConfigError, match="minilm"):
         pooled_text(TokensOnly(), ["a", "b"])
-    with pytest.raises(ConfigError, match="image tower of size 20"):
+    with pytest.raises(ConfigError, match="tower of size 20"):
         Evaluator(EvaluatorOptions(size=20), channels=3, text_dim=4)
 
 
