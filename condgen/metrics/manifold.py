@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +34,20 @@ class Manifold:
     coverage: float
 
 
-def manifold(real: Tensor, fake: Tensor, *, k: int = K_PRECISION, k_density: int = K_DENSITY) -> Manifold:
+def manifold(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    k: int = K_PRECISION,
+    k_density: int = K_DENSITY,
+    known: Sequence[Tensor] | None = None,
+) -> Manifold:
     """Of features (N, d) and (M, d), float64, in tiles. Compare only equal N = M: all four depend on both.
 
+    known   `radii(real, k, k_density)`, where several sets are held against one
     Raises DataError where a set has no k-th neighbour.
     """
-    real_k, real_d = radii(real, k, k_density)
+    real_k, real_d = known or radii(real, k, k_density)
     (fake_k,) = radii(fake, k)
     precise = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
@@ -73,7 +81,8 @@ def manifold_scores(
     if count <= K_DENSITY:
         raise DataError(f"precision and density need more than {K_DENSITY} pictures in every set; got {count}")
     drawn = [x[rng.permutation(len(x), seed, "manifold", i)[:count]] for i, x in enumerate((fake, real, other, noise))]
-    value, best, worst = (manifold(drawn[1], drawn[i]) for i in (0, 2, 3))
+    known = radii(drawn[1], K_PRECISION, K_DENSITY)
+    value, best, worst = (manifold(drawn[1], drawn[i], known=known) for i in (0, 2, 3))
     out = []
     for name in NAMES:
         k = K_PRECISION if name in NAMES[:2] else K_DENSITY
