@@ -201,10 +201,10 @@ def _one(source: Source, out: Path, options: StabiliseOptions, given: Any) -> di
             if made is not None and made.problem:
                 record["discarded"].append(f"frame {start}: {made.problem}")
                 continue
+            actions = rows_of(source.row.path, source.clip, start, len(made.frames)) if made is not None else None
             record["clips"].append(target.relative_to(out).as_posix())
             if made is not None:
                 record["moved"].append(round(made.camera_moved(), 1))
-                actions = rows_of(source.row.path, source.clip, start, len(made.frames))
                 fps = min(fps, 50.0 if given.format == "gif" else 240.0)
                 _write(target, made.frames, source.row, actions, fps, given)
     except DataError as error:

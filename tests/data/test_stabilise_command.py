@@ -102,6 +102,7 @@ def test_each_clip_takes_the_actions_of_its_frames(tmp_path, capsys, form):
     np.save(root / "few.actions.npy", told[:4])
     assert run(root, tmp_path / "out", "--format", form) == 3
     assert "few.actions.npy has 4 rows; its clip has 5 frames or more" in capsys.readouterr().err
+    assert records(tmp_path / "out")["few.avi"]["clips"] == []
     data = Clips(root=str(tmp_path / "out"), size=32, split="all", past=2, frames=2, window="first", actions="past")
     assert len(data) == 2
     for row, start in enumerate((1, 5)):
