@@ -113,12 +113,21 @@ def match(config: Config, cls: type[Trainable], task: Task, provided: ConditionS
     for who, needs in ((config.system_name, cls.requires), (f"the task {config.task}", task.conditions)):
         for name in needs:
             if getattr(provided, name) is None:
-                raise ConfigError(f"{who} needs {name}; {has}. Choose another data set: `condgen list` shows them")
+                hint = "choose another data set: `condgen list` shows them"
+                if name == "frames" and "past" in config.data:
+                    hint = "set data.past=1 or more, and data.overlap=true if the clip is to start with the given frame"
+                raise ConfigError(f"{who} needs {name}; {has}; {hint}")
             if getattr(spec, name) is None:
                 raise ConfigError(f"{who} needs {name}, but data.ignore={_list(config)} leaves it out; {has}")
     if cls.needs_one_of and not any(getattr(spec, name) for name in cls.needs_one_of):
+        kept = [name for name in config.data_options.ignore if name not in cls.needs_one_of]
         raise ConfigError(
-            f"{config.system_name} needs {' or '.join(cls.needs_one_of)}; {has}, less data.ignore={_list(config)}"
+            f"{config.system_name} needs {' or '.join(cls.needs_one_of)}; {has}, less data.ignore={_list(config)}; "
+            + (
+                f"set data.ignore=[{','.join(kept)}]"
+                if any(getattr(provided, n) for n in cls.needs_one_of)
+                else "choose another data set"
+            )
         )
     lost = [name for name in spec.given if cls.reads is not None and name not in cls.reads]
     if lost:

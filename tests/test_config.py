@@ -352,3 +352,15 @@ def test_every_task_and_preset_loads(task: str, tmp_path: Path, monkeypatch: pyt
             load([f"task={task}", f"data={data}", "data.root=somewhere"])
         except ConfigError as error:  # a layout may need more than its root, and says what
             assert "missing" in str(error) and "unknown" not in str(error)
+
+
+def test_what_makes_a_clip_fit_the_task_holds_for_other_data_sets_that_do_not_say_it() -> None:
+    def given(*words: str) -> tuple[int, bool, int]:
+        data = load([*words, "data.root=clips"]).data
+        return data["past"], data["overlap"], data["size"]
+
+    assert given("task=frame2video", "data=clips") == (1, True, 64)
+    assert given("task=frame2video", "data=clips", "data.past=2") == (2, True, 64)
+    assert given("task=frames2video", "data=clips") == (4, False, 64)
+    assert given("task=video", "data=clips") == (0, False, 64)
+    assert given("task=frame2video", "data=moving_mnist") == (10, False, 64)  # its own file says it

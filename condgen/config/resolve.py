@@ -113,7 +113,7 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
         if names[group]["name"] is None and task in registry.names("tasks"):
             problems.append(f"the task {task!r} has no default {group}; add {group}=NAME")
     data_tree = _group_file("data", names["data"]["name"], problems) if names["data"]["name"] is not None else {}
-    task_tree = _for_data(task_tree, names["data"]["name"])
+    task_tree = _for_data(task_tree, names["data"]["name"], data_tree)
     system = names["system"]["name"]
     system_tree = _group_file("system", system, problems) if system is not None else {}
     presets = system_tree.pop("presets", None) or {}
@@ -133,14 +133,22 @@ def _layers(files: Sequence[Path | str], words: Sequence[str], problems: list[st
     ]
 
 
-def _for_data(task_tree: Tree, data: str | None) -> Tree:
-    """A task file without the options of its own data set, where another one was chosen. What every data set
-    understands (`ignore`, `workers`) stays."""
+def _for_data(task_tree: Tree, data: str | None, data_tree: Tree) -> Tree:
+    """A task file without the options of its own data set, where another one was chosen.
+
+    What every data set understands (`ignore`, `workers`) stays, and so does what makes a clip fit the task (`past`,
+    `overlap`), for data sets that have it and do not set it in their own file.
+    """
     own = task_tree.get("data") or {}
     if own.get("name") == data or not isinstance(own, dict):
         return task_tree
-    common = set(options_of(DataOptions))
-    return {**task_tree, "data": {key: value for key, value in own.items() if key in common}}
+    stays = set(options_of(DataOptions))
+    if data in registry.names("data") and "past" not in (data_tree.get("data") or {}):
+        from condgen.data.base import DataSource
+
+        has = options_of(registry.load("data", data, DataSource), ("split",))
+        stays |= {"past", "overlap"} & set(has) if "past" in has else set()
+    return {**task_tree, "data": {key: value for key, value in own.items() if key in stays}}
 
 
 def load(words: Sequence[str] = (), files: Sequence[Path | str] = ()) -> Config:
