@@ -244,6 +244,7 @@ def test_losses_stay_float32_under_autocast_and_close_to_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_sixteen_pictures_of_noise_are_learned_by_heart():
     """8 bits to begin with; under 2 at the end, on fresh dequantisation noise."""
     system, data, steps = tiny(channels=1, width=32), Batch(pictures(16, channels=1)), 1500
