@@ -93,6 +93,17 @@ def test_a_needed_field_that_is_ignored() -> None:
         build(toy("data.ignore=[label]"))
 
 
+def test_what_would_bring_a_missing_field_is_said() -> None:
+    clips = config.load(["task=frame2video", "data=clips", "data.root=DIR", "data.past=0", "data.overlap=false"])
+    with pytest.raises(ConfigError, match=r"needs frames; .* set data.past=1 or more"):
+        match(clips, system_class(requires=("frames",)), NO_TASK, ConditionSpec(label=LabelSpec(3)))
+    either = system_class(needs_one_of=("label", "image"))
+    with pytest.raises(ConfigError, match=r"less data.ignore=\[text,label\]; set data.ignore=\[text\]"):
+        match(toy("data.ignore=[text,label]"), either, NO_TASK, ConditionSpec(label=LabelSpec(3)))
+    with pytest.raises(ConfigError, match="choose another data set"):
+        match(toy("data.ignore=[]"), either, NO_TASK, ConditionSpec(text=TextSpec(pooled=4)))
+
+
 def test_a_field_that_the_system_would_lose() -> None:
     provided = ConditionSpec(label=LabelSpec(3), image=ImageSpec(3, 8, 8))
     with pytest.raises(ConfigError, match=r"image.*takes only temporal.*data.ignore=\[image\]"):

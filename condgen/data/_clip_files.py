@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 from condgen.data import _actions, video
-from condgen.data._manifest import MANIFEST, SHOWN, Row, inside, read_manifest, scan
+from condgen.data._manifest import SHOWN, Row, inside, rows_by_split
 from condgen.data.decode import SUFFIXES, read_header
-from condgen.data.folder import SPLITS
 from condgen.errors import DataError
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -21,7 +20,7 @@ def all_splits(root: Path, train_list: str | None = None, test_list: str | None 
 
     train_list, test_list   text files that name the rows instead; see data/clips.py
     """
-    everything = _folder_splits(root)
+    everything = rows_by_split(root, lambda folder: _clips_below(folder, root))
     if train_list is None and test_list is None:
         return everything
     known = {row.key: row for rows in everything.values() for row in rows}
@@ -36,18 +35,6 @@ def all_splits(root: Path, train_list: str | None = None, test_list: str | None 
     if both:
         raise DataError(f"{len(both)} clips are in both {train_list} and {test_list}, such as {min(both)}")
     return {"train": train, "test": test}
-
-
-def _folder_splits(root: Path) -> dict[str, list[Row]]:
-    found = {name: root / folder for name, names in SPLITS.items() for folder in names if (root / folder).is_dir()}
-    if found and not (root / MANIFEST).is_file():
-        return {name: _rows(folder, root) for name, folder in found.items()}
-    return {"": _rows(root, root)}
-
-
-def _rows(folder: Path, root: Path) -> list[Row]:
-    file = folder / MANIFEST
-    return read_manifest(file, root) if file.is_file() else scan(folder, root, _clips_below(folder, root))
 
 
 def _listed(root: Path, name: str, known: dict[str, Row]) -> list[Row]:

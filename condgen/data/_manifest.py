@@ -21,6 +21,7 @@ from condgen.errors import DataError
 MANIFEST = "metadata.jsonl"
 MAX_CAPTION = 2000  # characters
 SHOWN = 5  # problems listed in one error
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split -> names of its folder
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,22 @@ def read_manifest(file: Path, root: Path) -> list[Row]:
         more = f"\n... and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise DataError(f"{file.name} has {len(wrong)} bad lines:\n" + "\n".join(wrong[:SHOWN]) + more)
     return rows
+
+
+def rows_by_split(root: Path, files: Callable[[Path], Sequence[Path]] | None = None) -> dict[str, list[Row]]:
+    """Split name -> rows; the one name "" where root has no split folders, or a manifest of them all.
+
+    files   what counts below a folder without manifest; None = pictures
+    """
+
+    def rows(folder: Path) -> list[Row]:
+        file = folder / MANIFEST
+        return read_manifest(file, root) if file.is_file() else scan(folder, root, files and files(folder))
+
+    found = {name: root / folder for name, names in SPLITS.items() for folder in names if (root / folder).is_dir()}
+    if found and not (root / MANIFEST).is_file():
+        return {name: rows(folder) for name, folder in found.items()}
+    return {"": rows(root)}
 
 
 def scan(folder: Path, root: Path, files: Sequence[Path] | None = None) -> list[Row]:

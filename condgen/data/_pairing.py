@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from condgen import rng
-from condgen.data._manifest import scan
+from condgen.data._manifest import SPLITS, scan
 from condgen.errors import DataError
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 NAMED = 5  # names in one message
 HELD_OUT = 2  # pairs that are held out at least, from 4 pairs on
 

@@ -29,12 +29,12 @@ from torch import Tensor
 from condgen.data import _actions, video
 from condgen.data._classes import class_values
 from condgen.data._clip_files import all_splits, clips_in
-from condgen.data._manifest import Row
+from condgen.data._manifest import SPLITS, Row
 from condgen.data._windows import Known, by_count, by_time
 from condgen.data.base import RowDataset
 from condgen.data.cache import CachedArray, cache_folder
 from condgen.data.decode import LUMA, RESIZE, cut, resize
-from condgen.data.folder import SPLITS, choose_rows
+from condgen.data.folder import choose_rows
 from condgen.errors import ConfigError, DataError
 from condgen.options import Range
 from condgen.types import ConditionSpec, FramesSpec, LabelSpec, Sample, TargetSpec, TextSpec

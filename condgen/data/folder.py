@@ -22,7 +22,7 @@ from torch import Tensor
 
 from condgen import rng
 from condgen.data._classes import chosen_classes, class_values
-from condgen.data._manifest import MANIFEST, Row, read_manifest, scan
+from condgen.data._manifest import SPLITS, Row, rows_by_split
 from condgen.data.base import RowDataset
 from condgen.data.decode import RESIZE, Window, cut, decode_image, move_boxes, move_points, read_header, resize
 from condgen.errors import ConfigError, DataError
@@ -39,7 +39,6 @@ from condgen.types import (
     TextSpec,
 )
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 PROBED = 64  # headers read to learn the number of channels
 
 
@@ -92,7 +91,7 @@ class Folder(RowDataset):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"data.root={root!r} is not a folder")
-        everything = _all_splits(self.root)
+        everything = rows_by_split(self.root)
         names = class_values("label", [row.label for rows in everything.values() for row in rows])
         self.label_names = names
         self._grouped = bool(classes)
@@ -301,19 +300,6 @@ def _check_options(given: dict[str, object]) -> None:
     load, size = given["load_size"], given["size"]
     if isinstance(load, int) and isinstance(size, int) and load and load < size:
         raise ConfigError(f"data.load_size={load} is smaller than data.size={size}; 0 means the same")
-
-
-def _all_splits(root: Path) -> dict[str, list[Row]]:
-    """Split name -> rows; the one name "" where root has no split folders."""
-    found = {name: root / folder for name, names in SPLITS.items() for folder in names if (root / folder).is_dir()}
-    if found and not (root / MANIFEST).is_file():
-        return {name: _rows(folder, root) for name, folder in found.items()}
-    return {"": _rows(root, root)}
-
-
-def _rows(folder: Path, root: Path) -> list[Row]:
-    file = folder / MANIFEST
-    return read_manifest(file, root) if file.is_file() else scan(folder, root)
 
 
 def _only(everything: dict[str, list[Row]], labels: Sequence[int | str]) -> dict[str, list[Row]]:

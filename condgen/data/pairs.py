@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condgen.data._pairing import NAMED, SPLITS, Pair, choose, find_pairs
+from condgen.data._manifest import SPLITS
+from condgen.data._pairing import NAMED, Pair, choose, find_pairs
 from condgen.data.base import RowDataset
 from condgen.data.decode import (
     LUMA,

@@ -105,6 +105,11 @@ class Product:
         return found if out is None else out.copy_(found)
 
 
+def of_rows(weight: Tensor, rows: int) -> list[Product]:
+    """What each row of a kernel (O, I, kh, kw) makes of a window (kw I) of its row of the picture."""
+    return [Product(row.permute(2, 1, 0).flatten(0, 1).contiguous(), rows) for row in weight.unbind(2)]
+
+
 class RowConv:
     """A convolution over complete rows: weight (O, I, kh, kw), the last of its kh rows being the newest one."""
 
@@ -113,10 +118,7 @@ class RowConv:
     ) -> None:
         outputs, inputs, height, taps = weight.shape
         self.width, self.left, self.columns = width, left, width // stride
-        self.taps = [
-            Product(weight[:, :, y].permute(2, 1, 0).reshape(taps * inputs, outputs).contiguous(), rows * self.columns)
-            for y in range(height)
-        ]
+        self.taps = of_rows(weight, rows * self.columns)
         self.bias = bias if bias is not None else weight.new_zeros(outputs)
         self.held = [weight.new_zeros(rows, left + width + right, inputs) for _ in range(height)]
         self.windows = [strips(row, self.columns, taps, stride) for row in self.held]
@@ -166,10 +168,7 @@ class LineConv:
         self.columns, self.outputs, self.stride = width // stride, outputs, stride
         above, padded = height - 1, taps + width - 1
         self.bias = bias if bias is not None else weight.new_zeros(outputs)
-        self.taps = [
-            Product(weight[:, :, y].permute(2, 1, 0).reshape(taps * inputs, outputs).contiguous(), rows * self.columns)
-            for y in range(above)
-        ]
+        self.taps = of_rows(weight[:, :, :above], rows * self.columns)
         self.line = weight.new_zeros(rows, padded, inputs)
         # the rows above; the last of them is the line itself, until it is filled anew
         self.held = [weight.new_zeros(rows, padded, inputs) for _ in range(above - 1)] + [self.line] * (above > 0)

@@ -1,6 +1,7 @@
 """Scores of sets: closed forms, published formulas by brute force, tiles, several processes, one pass for all."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -83,6 +84,14 @@ def test_manifold_limits():
     assert one.precision == 1 and one.recall <= 0.02 and one.coverage < 0.5
     with pytest.raises(DataError, match="neighbour"):
         manifold.manifold(x[:5], x[:5])
+
+
+def test_manifold_scores_are_those_of_each_set_alone():
+    fake, real, other, noise = (features(60, seed=i, shift=0.3 * i) for i in range(4))
+    scores = {s.name: s for s in manifold.manifold_scores(fake, real, other, noise, fields=ABOUT)}
+    for where, of in (("value", fake), ("ceiling", other), ("floor", noise)):
+        alone = asdict(manifold.manifold(real, of))
+        assert {name: getattr(scores[name], where) for name in alone} == pytest.approx(alone)
 
 
 def test_manifold_of_one_distribution_covers_what_is_expected():
